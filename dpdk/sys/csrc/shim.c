@@ -1,0 +1,48 @@
+#define _GNU_SOURCE
+#include "shim.h"
+
+#include <stdio.h>
+
+int shim_errno(void) { return rte_errno; }
+
+unsigned int shim_lcore_id(void) { return rte_lcore_id(); }
+
+uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **pkts, uint16_t n)
+{
+	return rte_eth_rx_burst(port, queue, pkts, n);
+}
+
+int shim_pktmbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **pkts, unsigned int n)
+{
+	return rte_pktmbuf_alloc_bulk(pool, pkts, n);
+}
+
+struct rte_mbuf *shim_pktmbuf_alloc(struct rte_mempool *pool) { return rte_pktmbuf_alloc(pool); }
+
+void shim_pktmbuf_free(struct rte_mbuf *m) { rte_pktmbuf_free(m); }
+
+void shim_pktmbuf_refcnt_update(struct rte_mbuf *m, int16_t v) { rte_pktmbuf_refcnt_update(m, v); }
+
+uint16_t shim_mbuf_refcnt(const struct rte_mbuf *m) { return rte_mbuf_refcnt_read(m); }
+
+static shim_log_cb log_cb;
+
+static ssize_t log_write(void *cookie, const char *buf, size_t size)
+{
+	(void)cookie;
+	log_cb((uint32_t)rte_log_cur_msg_loglevel(), buf, size);
+	return (ssize_t)size;
+}
+
+int shim_log_to(shim_log_cb cb)
+{
+	cookie_io_functions_t io = { .write = log_write };
+	FILE *f;
+
+	log_cb = cb;
+	f = fopencookie(NULL, "w", io);
+	if (f == NULL)
+		return -1;
+	setvbuf(f, NULL, _IOLBF, 0);
+	return rte_openlog_stream(f);
+}

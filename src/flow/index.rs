@@ -1,0 +1,156 @@
+//! The hash index: from a flow's hash to its place in the slab.
+//!
+//! Buckets of one cache line hold eight 16-bit tags and eight places; a full bucket overflows into
+//! the next and counts how many went past, so that a lookup stops at the first bucket nothing has
+//! passed. The size is fixed at the start: no rehash, no allocation.
+
+/// No place.
+pub(super) const NONE: u32 = u32::MAX;
+
+const LANES: usize = 8;
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Bucket {
+    places: [u32; LANES],
+    /// 0 marks an empty lane.
+    tags: [u16; LANES],
+    /// Entries that belong here or before and live in a later bucket.
+    passed: u32,
+}
+
+const EMPTY: Bucket = Bucket { places: [NONE; LANES], tags: [0; LANES], passed: 0 };
+
+pub(super) struct Index {
+    buckets: Box<[Bucket]>,
+    mask: usize,
+}
+
+#[inline]
+fn tag(hash: u64) -> u16 {
+    // The bucket comes from the low bits, the tag from the high ones.
+    ((hash >> 48) as u16).max(1)
+}
+
+impl Index {
+    /// Room for `capacity` entries at no more than two thirds of the lanes.
+    pub(super) fn new(capacity: usize) -> Self {
+        let lanes = capacity.max(LANES) + capacity / 2;
+        let buckets = lanes.div_ceil(LANES).next_power_of_two();
+        Self { buckets: vec![EMPTY; buckets].into_boxed_slice(), mask: buckets - 1 }
+    }
+
+    /// Reads the bucket's line, so that a burst's misses overlap; returns something to depend on.
+    #[inline]
+    pub(super) fn touch(&self, hash: u64) -> u32 {
+        self.buckets.get(hash as usize & self.mask).map_or(NONE, |b| {
+            let t = tag(hash);
+            let mut found = NONE;
+            for lane in 0..LANES {
+                if b.tags[lane] == t {
+                    found = b.places[lane];
+                }
+            }
+            found
+        })
+    }
+
+    /// The place with this hash for which `is_it` holds.
+    #[inline]
+    pub(super) fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+        let t = tag(hash);
+        let mut at = hash as usize & self.mask;
+        // One round at most, though a table that is never full ends far earlier.
+        for _ in 0..=self.mask {
+            let bucket = self.buckets.get(at)?;
+            for lane in 0..LANES {
+                if bucket.tags[lane] == t && is_it(bucket.places[lane]) {
+                    return Some(bucket.places[lane]);
+                }
+            }
+            if bucket.passed == 0 {
+                return None;
+            }
+            at = (at + 1) & self.mask;
+        }
+        None
+    }
+
+    /// Adds an entry that is not there yet; the caller keeps the count below the capacity.
+    pub(super) fn insert(&mut self, hash: u64, place: u32) {
+        let mut at = hash as usize & self.mask;
+        for _ in 0..=self.mask {
+            let Some(bucket) = self.buckets.get_mut(at) else { return };
+            if let Some(lane) = bucket.tags.iter().position(|&t| t == 0) {
+                bucket.tags[lane] = tag(hash);
+                bucket.places[lane] = place;
+                return;
+            }
+            bucket.passed += 1;
+            at = (at + 1) & self.mask;
+        }
+        debug_assert!(false, "the index is full");
+    }
+
+    /// Takes an entry out.
+    pub(super) fn remove(&mut self, hash: u64, place: u32) {
+        let start = hash as usize & self.mask;
+        let mut at = start;
+        for _ in 0..=self.mask {
+            let Some(bucket) = self.buckets.get_mut(at) else { return };
+            let lane = (0..LANES).find(|&l| bucket.tags[l] != 0 && bucket.places[l] == place);
+            if let Some(lane) = lane {
+                bucket.tags[lane] = 0;
+                bucket.places[lane] = NONE;
+                let mut before = start;
+                while before != at {
+                    if let Some(b) = self.buckets.get_mut(before) {
+                        b.passed -= 1;
+                    }
+                    before = (before + 1) & self.mask;
+                }
+                return;
+            }
+            at = (at + 1) & self.mask;
+        }
+        debug_assert!(false, "removing what is not in the index");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn agrees_with_a_map_under_churn_in_crowded_buckets() {
+        let mut index = Index::new(4096);
+        let mut model: HashMap<u32, u64> = HashMap::new();
+        let mut state = 1u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state >> 16
+        };
+        for step in 0..200_000u32 {
+            let place = (random() % 4000) as u32;
+            match model.remove(&place) {
+                Some(hash) => {
+                    assert_eq!(index.find(hash, |p| p == place), Some(place), "step {step}");
+                    index.remove(hash, place);
+                    assert_eq!(index.find(hash, |p| p == place), None);
+                }
+                None => {
+                    // Few distinct buckets, so that they overflow.
+                    let hash = (random() << 48) | (random() % 64);
+                    index.insert(hash, place);
+                    model.insert(place, hash);
+                }
+            }
+        }
+        for (place, hash) in model.drain() {
+            assert_eq!(index.find(hash, |p| p == place), Some(place));
+            index.remove(hash, place);
+        }
+        assert!(index.buckets.iter().all(|b| b.passed == 0 && b.tags == [0; LANES]));
+    }
+}

@@ -1,0 +1,440 @@
+//! Bidirectional flows of one worker.
+//!
+//! A [`FlowTable`] belongs to one thread and allocates nothing after it was made. Every moment it
+//! uses is the packets' own, so that a capture gives the same flows however fast it is read and by
+//! however many workers: a flow ends, and a delta is due, at a computed moment, whether a timer or
+//! the flow's next packet notices it first.
+//!
+//! Limits: at most `max_flows` flows; when full, the oldest flow without an answer is ended, or,
+//! where every flow has one, the longest idle of a sample. Ended flows are always reported: while
+//! the sink has no room, timers wait, and a packet that would need a new place is counted as
+//! unplaced.
+
+mod fragment;
+mod index;
+mod origin;
+mod record;
+mod tcp;
+mod timer;
+
+use rapidhash::v3::{DEFAULT_RAPID_SECRETS, RapidSecrets, rapidhash_v3_nano_inline};
+
+use crate::event::{EndReason, EventSink};
+use crate::packet::{Decoded, FlowKey, tcp_flag};
+use fragment::{Fragments, Join, Pending};
+use index::{Index, NONE};
+use record::{Flow, Waiting};
+use timer::{Link, Links, Wheel};
+
+/// A decoded packet and its time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Arrival {
+    pub decoded: Decoded,
+    /// The packet's own time, nanoseconds since 1970.
+    pub timestamp_ns: u64,
+    /// The source's clock: never runs backwards.
+    pub clock_ns: u64,
+}
+
+/// How long flows live.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// Without a packet for this long a flow ends.
+    pub idle_ns: u64,
+    /// A flow that goes on reports a delta this long after the delta's first packet; 0 never.
+    pub active_ns: u64,
+}
+
+/// What a table did, for the counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableStats {
+    /// Flows begun.
+    pub created: u64,
+    /// Flows ended to make room.
+    pub evicted: u64,
+    /// Packets that no flow could take since the sink had no room.
+    pub unplaced: u64,
+}
+
+/// Flows looked at for the longest idle one when none is without an answer.
+const SAMPLE: usize = 16;
+/// Timers worked off after each burst.
+const TIMERS_PER_BURST: usize = 256;
+
+/// The flows of one worker.
+pub struct FlowTable {
+    index: Index,
+    slab: Slab,
+    wheel: Wheel,
+    fragments: Fragments,
+    timeouts: Timeouts,
+    secrets: RapidSecrets,
+    max_flows: usize,
+    /// First and last of the flows without an answer.
+    waiting: (u32, u32),
+    /// Where the next eviction sample starts.
+    hand: u32,
+    stats: TableStats,
+}
+
+struct Slab {
+    flows: Vec<Flow>,
+    free: Vec<u32>,
+}
+
+impl Links for Slab {
+    #[inline]
+    fn link(&mut self, place: u32) -> &mut Link {
+        &mut self.flows[place as usize].link
+    }
+}
+
+impl FlowTable {
+    /// A table for at most `max_flows` flows (1 at least); memory is touched as flows come.
+    /// `seed` keeps others from choosing addresses that collide.
+    pub fn new(max_flows: usize, timeouts: Timeouts, seed: u64) -> Self {
+        let max_flows = max_flows.clamp(1, NONE as usize - 1);
+        Self {
+            index: Index::new(max_flows),
+            slab: Slab {
+                flows: Vec::with_capacity(max_flows),
+                free: Vec::with_capacity(max_flows),
+            },
+            wheel: Wheel::new(),
+            fragments: Fragments::new(),
+            timeouts,
+            secrets: RapidSecrets::seed(seed),
+            max_flows,
+            waiting: (NONE, NONE),
+            hand: 0,
+            stats: TableStats::default(),
+        }
+    }
+
+    /// Flows in the table.
+    pub fn len(&self) -> usize {
+        self.slab.flows.len() - self.slab.free.len()
+    }
+
+    /// Whether there are no flows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn stats(&self) -> TableStats {
+        self.stats
+    }
+
+    /// Takes a burst of packets in, in order; then works off some timers.
+    pub fn burst(&mut self, arrivals: &mut [Arrival], sink: &mut impl EventSink) {
+        let Some(last) = arrivals.last() else { return };
+        let now = last.clock_ns;
+        self.wheel.start(arrivals[0].clock_ns);
+        for arrival in arrivals {
+            match arrival.decoded.fragment {
+                None => _ = self.packet(arrival, sink),
+                Some(fragment) => match self.fragments.join(arrival, fragment) {
+                    Join::Flow { earlier, pushed_out } => {
+                        let place = self.packet(arrival, sink);
+                        if let (Some(place), Some(p)) = (place, earlier) {
+                            self.add_pending(place, &p);
+                        }
+                        self.orphan(pushed_out, sink);
+                    }
+                    Join::Waits { pushed_out } => self.orphan(pushed_out, sink),
+                },
+            }
+        }
+        self.advance(now, TIMERS_PER_BURST, sink);
+    }
+
+    fn add_pending(&mut self, place: u32, p: &Pending) {
+        let flow = &mut self.slab.flows[place as usize];
+        let (_, from_a) = FlowKey::of(&p.first.decoded.tuple);
+        // The waiting parts carry no ports, which order the key only between equal addresses.
+        let side = flow.side(from_a);
+        flow.add(p.counts, side, p.first.timestamp_ns, p.last_ns, p.last_clock);
+    }
+
+    /// Fragments whose first part never came: a flow without ports.
+    fn orphan(&mut self, pending: Option<Pending>, sink: &mut impl EventSink) {
+        let Some(p) = pending else { return };
+        let mut first = p.first;
+        first.decoded.wire_len = 0;
+        first.decoded.ip_len = 0;
+        match self.packet(&first, sink) {
+            None => self.stats.unplaced += p.counts.packets - 1,
+            Some(place) => {
+                let mut counts = p.counts;
+                // The packet above counted one, without its bytes.
+                counts.packets -= 1;
+                let flow = &mut self.slab.flows[place as usize];
+                let (_, from_a) = FlowKey::of(&first.decoded.tuple);
+                let side = flow.side(from_a);
+                flow.add(counts, side, first.timestamp_ns, p.last_ns, p.last_clock);
+            }
+        }
+    }
+
+    #[inline]
+    fn hash(&self, key: &FlowKey) -> u64 {
+        rapidhash_v3_nano_inline::<true, false>(&bytes(key), &self.secrets)
+    }
+
+    /// Accounts for one packet; returns its flow's place.
+    #[inline]
+    fn packet(&mut self, arrival: &Arrival, sink: &mut impl EventSink) -> Option<u32> {
+        let (key, from_a) = FlowKey::of(&arrival.decoded.tuple);
+        let hash = self.hash(&key);
+        let flows = &self.slab.flows;
+        let found = self.index.find(hash, |p| flows[p as usize].key == key);
+        let place = match found {
+            None => self.create(key, hash, from_a, arrival, sink)?,
+            Some(place) => {
+                let flow = &self.slab.flows[place as usize];
+                let side = flow.side(from_a);
+                match flow.ends_before(arrival, side, &self.timeouts) {
+                    None => {
+                        self.report_delta(place, arrival.clock_ns, sink)?;
+                        place
+                    }
+                    Some((reason, at)) => {
+                        if sink.room() < 2 {
+                            self.stats.unplaced += 1;
+                            return None;
+                        }
+                        self.report_delta(place, at, sink)?;
+                        self.end(place, reason, at, sink);
+                        self.create(key, hash, from_a, arrival, sink)?
+                    }
+                }
+            }
+        };
+        let flow = &mut self.slab.flows[place as usize];
+        let side = flow.side(from_a);
+        let was_finished = flow.is_finished();
+        flow.update(arrival, side);
+        if flow.is_finished() && !was_finished {
+            self.rearm(place);
+        }
+        if side == 1 && self.slab.flows[place as usize].waiting.listed {
+            self.unlist(place);
+        }
+        Some(place)
+    }
+
+    /// Moves the flow's timer to an earlier deadline.
+    #[cold]
+    fn rearm(&mut self, place: u32) {
+        self.wheel.remove(&mut self.slab, place);
+        let deadline = self.slab.flows[place as usize].deadline(&self.timeouts);
+        self.wheel.insert(&mut self.slab, place, deadline);
+    }
+
+    /// Reports the flow's delta if it was due at `clock`; `None` if the sink has no room for it.
+    #[inline]
+    fn report_delta(&mut self, place: u32, clock: u64, sink: &mut impl EventSink) -> Option<()> {
+        let flow = &mut self.slab.flows[place as usize];
+        if let Some(at) = flow.delta_at(&self.timeouts).filter(|&at| at <= clock) {
+            if sink.room() == 0 {
+                self.stats.unplaced += 1;
+                return None;
+            }
+            sink.push(flow.event(None, at));
+        }
+        Some(())
+    }
+
+    #[cold]
+    fn create(
+        &mut self,
+        key: FlowKey,
+        hash: u64,
+        from_a: bool,
+        arrival: &Arrival,
+        sink: &mut impl EventSink,
+    ) -> Option<u32> {
+        if self.len() >= self.max_flows {
+            if sink.room() == 0 {
+                self.stats.unplaced += 1;
+                return None;
+            }
+            self.evict(arrival.clock_ns, sink);
+        }
+        let opened = origin::sender_opened(&arrival.decoded);
+        let orig_is_a = opened == from_a;
+        let id = flow_id(&key, arrival);
+        let mut flow = Flow::new(key, hash, orig_is_a, id, arrival);
+        if !opened {
+            flow.mark_flipped();
+        }
+        let place = match self.slab.free.pop() {
+            Some(place) => {
+                self.slab.flows[place as usize] = flow;
+                place
+            }
+            None => {
+                self.slab.flows.push(flow);
+                self.slab.flows.len() as u32 - 1
+            }
+        };
+        self.index.insert(hash, place);
+        let Timeouts { idle_ns, active_ns } = self.timeouts;
+        let soonest = if active_ns == 0 { idle_ns } else { idle_ns.min(active_ns) };
+        self.wheel.insert(&mut self.slab, place, arrival.clock_ns.saturating_add(soonest));
+        if opened {
+            self.list(place);
+        }
+        self.stats.created += 1;
+        Some(place)
+    }
+
+    /// Ends a flow: reports it and frees its place. The caller saw that the sink has room.
+    fn end(&mut self, place: u32, reason: EndReason, at: u64, sink: &mut impl EventSink) {
+        sink.push(self.slab.flows[place as usize].event(Some(reason), at));
+        if self.slab.flows[place as usize].waiting.listed {
+            self.unlist(place);
+        }
+        self.wheel.remove(&mut self.slab, place);
+        let flow = &mut self.slab.flows[place as usize];
+        flow.in_use = false;
+        let hash = flow.hash;
+        self.index.remove(hash, place);
+        self.slab.free.push(place);
+    }
+
+    #[cold]
+    fn evict(&mut self, clock: u64, sink: &mut impl EventSink) {
+        let place = if self.waiting.0 != NONE { self.waiting.0 } else { self.longest_idle_of_sample() };
+        self.end(place, EndReason::Evicted, clock, sink);
+        self.stats.evicted += 1;
+    }
+
+    fn longest_idle_of_sample(&mut self) -> u32 {
+        let len = self.slab.flows.len();
+        let mut best = (u64::MAX, self.hand % len as u32);
+        let mut seen = 0;
+        for step in 0..len {
+            let place = (self.hand as usize + step) % len;
+            let flow = &self.slab.flows[place];
+            if flow.in_use {
+                best = best.min((flow.last_clock, place as u32));
+                seen += 1;
+            }
+            if seen == SAMPLE {
+                break;
+            }
+        }
+        self.hand = ((self.hand as usize + SAMPLE) % len) as u32;
+        best.1
+    }
+
+    /// Works off up to `budget` timers that are due at `now`.
+    pub fn advance(&mut self, now: u64, budget: usize, sink: &mut impl EventSink) {
+        let pending = self.fragments.give_up(now, false);
+        self.orphan(pending, sink);
+        if !self.wheel.is_behind(now) {
+            return;
+        }
+        for _ in 0..budget {
+            if sink.room() < 2 {
+                return;
+            }
+            let Some(place) = self.wheel.pop(&mut self.slab, now) else { return };
+            if self.settle(place, now, sink) {
+                let deadline = self.slab.flows[place as usize].deadline(&self.timeouts);
+                self.wheel.insert(&mut self.slab, place, deadline.max(now));
+            }
+        }
+    }
+
+    /// Reports what is due of a flow at `now`, its end included; true if it lives on. The caller
+    /// saw that the sink has room for two.
+    fn settle(&mut self, place: u32, now: u64, sink: &mut impl EventSink) -> bool {
+        let flow = &mut self.slab.flows[place as usize];
+        if let Some(at) = flow.delta_at(&self.timeouts).filter(|&at| at <= now) {
+            sink.push(flow.event(None, at));
+        }
+        let (reason, at) = (flow.natural_end(), flow.end_at(&self.timeouts));
+        if at > now {
+            return true;
+        }
+        self.end(place, reason, at, sink);
+        false
+    }
+
+    /// Ends every flow, at most as many as the sink has room for; true when none is left.
+    ///
+    /// Flows that were due before `now` end for their own reason, the others for `reason`.
+    pub fn drain(&mut self, now: u64, reason: EndReason, sink: &mut impl EventSink) -> bool {
+        while let Some(pending) = self.fragments.give_up(now, true) {
+            self.orphan(Some(pending), sink);
+        }
+        while (self.hand as usize) < self.slab.flows.len() || !self.is_empty() {
+            if self.hand as usize >= self.slab.flows.len() {
+                self.hand = 0;
+            }
+            let place = self.hand;
+            if !self.slab.flows[place as usize].in_use {
+                self.hand += 1;
+                continue;
+            }
+            if sink.room() < 2 {
+                return false;
+            }
+            if self.settle(place, now, sink) {
+                let at = now.max(self.slab.flows[place as usize].last_clock);
+                self.end(place, reason, at, sink);
+            }
+            self.hand += 1;
+        }
+        true
+    }
+
+    fn list(&mut self, place: u32) {
+        let last = self.waiting.1;
+        self.slab.flows[place as usize].waiting = Waiting { next: NONE, prev: last, listed: true };
+        if last == NONE {
+            self.waiting.0 = place;
+        } else {
+            self.slab.flows[last as usize].waiting.next = place;
+        }
+        self.waiting.1 = place;
+    }
+
+    fn unlist(&mut self, place: u32) {
+        let Waiting { next, prev, .. } = self.slab.flows[place as usize].waiting;
+        match prev {
+            NONE => self.waiting.0 = next,
+            _ => self.slab.flows[prev as usize].waiting.next = next,
+        }
+        match next {
+            NONE => self.waiting.1 = prev,
+            _ => self.slab.flows[next as usize].waiting.prev = prev,
+        }
+        self.slab.flows[place as usize].waiting = Waiting { next: NONE, prev: NONE, listed: false };
+    }
+}
+
+fn bytes(key: &FlowKey) -> [u8; 40] {
+    let mut out = [0; 40];
+    for (to, word) in out.as_chunks_mut::<8>().0.iter_mut().zip(key.words()) {
+        *to = word.to_le_bytes();
+    }
+    out
+}
+
+/// The same for the same packets in any run: of the key, the start, and what sets apart two
+/// connections that start at one moment.
+fn flow_id(key: &FlowKey, arrival: &Arrival) -> u64 {
+    let d = &arrival.decoded;
+    let syn = if d.tcp.flags & tcp_flag::SYN != 0 { d.tcp.seq } else { 0 };
+    let mut all = [0; 52];
+    all[..40].copy_from_slice(&bytes(key));
+    all[40..48].copy_from_slice(&arrival.timestamp_ns.to_le_bytes());
+    all[48..].copy_from_slice(&syn.to_le_bytes());
+    rapidhash_v3_nano_inline::<true, false>(&all, &DEFAULT_RAPID_SECRETS)
+}
+
+#[cfg(test)]
+mod tests;

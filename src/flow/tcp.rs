@@ -1,0 +1,484 @@
+//! TCP as seen from the side: who opened and closed, what was sent twice, how long it took.
+//!
+//! `conn_state` and `history` have Zeek's meaning (its documentation of conn.log); the endpoint
+//! states behind them are kept the same way, without reassembly, so there is no `G` letter. A bad
+//! checksum is not looked for, so there is no `C`.
+
+use crate::event::{ConnState, History};
+use crate::packet::{Tcp, tcp_flag};
+
+/// Jumps larger than this are not believed of SYN and RST.
+const LARGE_JUMP: i32 = 1 << 20;
+
+/// What an endpoint has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum End {
+    /// Sent nothing.
+    #[default]
+    Inactive,
+    SynSent,
+    /// Joined in the middle.
+    Partial,
+    Established,
+    /// Sent a FIN.
+    Closed,
+    /// Sent a RST.
+    Reset,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Endpoint {
+    state: End,
+    former: End,
+    closed: bool,
+    fin_seen: bool,
+    start: u32,
+    last: u32,
+    acked: u32,
+    /// Relative sequence of the last SYN, FIN and RST: a repeat shows in the history only if it
+    /// differs.
+    last_syn: u32,
+    last_fin: u32,
+    last_rst: u32,
+    retransmits: u32,
+    zero_windows: u32,
+}
+
+/// Both endpoints, the originator first.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TcpTrack {
+    ends: [Endpoint; 2],
+    /// One bit a letter and direction: first occurrences.
+    seen: u16,
+    syn_ns: u64,
+    syn_ack_ns: u64,
+    rtt_ns: u64,
+    finished: bool,
+}
+
+/// Bits of `seen`; shifted by eight for the responder.
+mod letter {
+    pub(super) const SYN: u16 = 1;
+    pub(super) const FIN: u16 = 2;
+    pub(super) const RST: u16 = 4;
+    pub(super) const DATA: u16 = 8;
+    pub(super) const ACK: u16 = 16;
+    pub(super) const MULTI: u16 = 32;
+    pub(super) const FIN_RST: u16 = 64;
+}
+
+fn delta(a: u32, b: u32) -> i32 {
+    a.wrapping_sub(b).cast_signed()
+}
+
+impl TcpTrack {
+    /// Takes a segment in; `side` is 0 from the originator, 1 from the responder.
+    pub(super) fn segment(&mut self, side: usize, tcp: &Tcp, len: u32, now: u64, history: &mut History) {
+        let side = side & 1;
+        let flags = tcp.flags;
+        let (syn, fin) = (flags & tcp_flag::SYN != 0, flags & tcp_flag::FIN != 0);
+        let (rst, ack) = (flags & tcp_flag::RST != 0, flags & tcp_flag::ACK != 0);
+        // A RST's bytes are not part of the stream; SYN and FIN take one number each.
+        let counted = if rst { 0 } else { len } + u32::from(syn) + u32::from(fin);
+        let past = tcp.seq.wrapping_add(counted);
+        let fresh = self.open_numbers(side, tcp.seq, past, syn);
+        let relative = tcp.seq.wrapping_sub(self.ends[side].start);
+        self.letters(side, flags, relative, len, history);
+        if tcp.window == 0 && !rst && self.ends[1 - side].state != End::Closed && self.ends[side].state != End::Reset
+        {
+            self.ends[side].zero_windows += 1;
+            scaled(self.ends[side].zero_windows, side, b'W', history);
+        }
+        self.ends[side].fin_seen |= fin;
+        if ack {
+            self.acknowledge(1 - side, tcp.ack, rst);
+        }
+        if self.advance(side, past, flags, len) && !fresh {
+            self.ends[side].retransmits += 1;
+            scaled(self.ends[side].retransmits, side, b'T', history);
+        }
+        self.round_trip(side, syn, ack, rst, now);
+        self.transition(side, flags, len);
+    }
+
+    /// Sets an endpoint's first numbers when it speaks for the first time, or again after a SYN
+    /// with others; true if it was the first time.
+    fn open_numbers(&mut self, side: usize, seq: u32, past: u32, syn: bool) -> bool {
+        let end = &mut self.ends[side];
+        let first = end.state == End::Inactive;
+        let restart = match end.state {
+            End::Inactive => true,
+            End::SynSent => syn && seq != end.start,
+            End::Established | End::Partial => syn,
+            End::Reset => syn && end.former == End::Inactive,
+            End::Closed => false,
+        };
+        if restart {
+            // Without a SYN, count as though there had been one just before.
+            let start = if first && !syn { seq.wrapping_sub(1) } else { seq };
+            end.start = start;
+            end.acked = start;
+            end.last = if first && !syn { seq } else { past };
+        }
+        first
+    }
+
+    fn letters(&mut self, side: usize, flags: u8, relative: u32, len: u32, history: &mut History) {
+        let (syn, fin) = (flags & tcp_flag::SYN != 0, flags & tcp_flag::FIN != 0);
+        let (rst, ack) = (flags & tcp_flag::RST != 0, flags & tcp_flag::ACK != 0);
+        match u8::from(syn) + u8::from(fin) + u8::from(rst) {
+            0 if len > 0 => _ = self.once(side, letter::DATA, b'D', history),
+            0 if ack => _ = self.once(side, letter::ACK, b'A', history),
+            0 => {}
+            1 => {
+                let (bit, code, at) = if syn {
+                    (letter::SYN, if ack { b'H' } else { b'S' }, relative)
+                } else if fin {
+                    (letter::FIN, b'F', relative.wrapping_add(len))
+                } else {
+                    (letter::RST, b'R', relative)
+                };
+                let repeated = !self.once(side, bit, code, history);
+                let end = &mut self.ends[side];
+                let last = match bit {
+                    letter::SYN => &mut end.last_syn,
+                    letter::FIN => &mut end.last_fin,
+                    _ => &mut end.last_rst,
+                };
+                if repeated && *last != at {
+                    history.push(side, code);
+                }
+                *last = at;
+            }
+            _ if fin && rst => _ = self.once(side, letter::FIN_RST, b'I', history),
+            _ => _ = self.once(side, letter::MULTI, b'Q', history),
+        }
+    }
+
+    /// Writes a letter the first time; true if it was.
+    fn once(&mut self, side: usize, bit: u16, code: u8, history: &mut History) -> bool {
+        let bit = bit << (8 * side);
+        let first = self.seen & bit == 0;
+        if first {
+            self.seen |= bit;
+            history.push(side, code);
+        }
+        first
+    }
+
+    fn acknowledge(&mut self, side: usize, ack: u32, rst: bool) {
+        let end = &mut self.ends[side];
+        if end.state == End::Inactive {
+            end.start = ack.wrapping_sub(1);
+            end.acked = end.start;
+            end.last = end.start;
+            return;
+        }
+        let step = delta(ack, end.acked);
+        let broken = ack == 0 && step > LARGE_JUMP;
+        // What is acknowledged before the first number seen says nothing.
+        if !rst && !broken && step > 0 && delta(ack, end.start) >= 0 {
+            end.acked = ack;
+        }
+    }
+
+    /// Moves the endpoint's last number on; true for payload that does not advance it.
+    fn advance(&mut self, side: usize, past: u32, flags: u8, len: u32) -> bool {
+        let end = &mut self.ends[side];
+        let step = delta(past, end.last);
+        if flags & (tcp_flag::SYN | tcp_flag::RST) != 0 && !(-LARGE_JUMP..=LARGE_JUMP).contains(&step) {
+            return false;
+        }
+        if flags & tcp_flag::FIN != 0 && end.last == end.start.wrapping_add(1) {
+            // More than 2 GB of which only SYN and FIN were seen.
+            end.last = past;
+            return false;
+        }
+        if end.state == End::Reset {
+            return false;
+        }
+        if step > 0 {
+            end.last = past;
+            return false;
+        }
+        len > 0
+    }
+
+    fn round_trip(&mut self, side: usize, syn: bool, ack: bool, rst: bool, now: u64) {
+        match (side, syn, ack) {
+            (0, true, false) if self.syn_ack_ns == 0 => self.syn_ns = now,
+            (1, true, true) if self.syn_ns != 0 && self.syn_ack_ns == 0 => self.syn_ack_ns = now,
+            (0, false, true) if !rst && self.syn_ack_ns != 0 && self.rtt_ns == 0 => {
+                self.rtt_ns = now.saturating_sub(self.syn_ns);
+            }
+            _ => {}
+        }
+    }
+
+    fn transition(&mut self, side: usize, flags: u8, len: u32) {
+        let (syn, fin) = (flags & tcp_flag::SYN != 0, flags & tcp_flag::FIN != 0);
+        let (rst, ack) = (flags & tcp_flag::RST != 0, flags & tcp_flag::ACK != 0);
+        let peer = self.ends[1 - side].state;
+        match self.ends[side].state {
+            End::Inactive => self.first_words(side, flags, len),
+            End::SynSent => {
+                if fin {
+                    self.set(side, End::Closed);
+                }
+                if rst {
+                    self.set(side, End::Reset);
+                }
+            }
+            End::Established | End::Partial => {
+                if syn && !ack && self.ends[side].state == End::Partial && peer == End::Inactive {
+                    self.set(side, End::SynSent);
+                }
+                if fin && !rst {
+                    self.set(side, End::Closed);
+                    if peer == End::Reset && self.ends[1 - side].former == End::Closed {
+                        // A FIN, then a RST from the same end: a normal end after all.
+                        self.set(1 - side, End::Closed);
+                    }
+                }
+                if rst {
+                    self.set(side, End::Reset);
+                }
+            }
+            End::Closed => {
+                if rst && peer != End::Closed {
+                    self.set(side, End::Reset);
+                }
+            }
+            End::Reset => {}
+        }
+        if fin || rst {
+            self.close(side);
+        }
+    }
+
+    fn first_words(&mut self, side: usize, flags: u8, len: u32) {
+        let (syn, fin) = (flags & tcp_flag::SYN != 0, flags & tcp_flag::FIN != 0);
+        let (rst, ack) = (flags & tcp_flag::RST != 0, flags & tcp_flag::ACK != 0);
+        let peer = self.ends[1 - side].state;
+        if syn {
+            if side == 0 {
+                // The answer may have been captured before the SYN.
+                let answered = peer == End::Established;
+                self.set(0, if answered { End::Established } else { End::SynSent });
+            } else {
+                if peer == End::SynSent {
+                    self.set(0, End::Established);
+                }
+                self.set(1, End::Established);
+            }
+        }
+        if fin {
+            self.set(side, End::Closed);
+        }
+        if rst {
+            self.set(side, End::Reset);
+        }
+        if self.ends[side].state == End::Inactive {
+            if side == 1 && len == 0 && peer == End::SynSent {
+                // Some acknowledge a SYN before they answer it.
+            } else if ack && peer == End::Established {
+                // The SYN was missed, the answer was not.
+                self.set(side, End::Established);
+            } else {
+                self.set(side, End::Partial);
+            }
+        }
+    }
+
+    fn set(&mut self, side: usize, state: End) {
+        let end = &mut self.ends[side];
+        if end.state != state {
+            end.former = end.state;
+            end.state = state;
+        }
+    }
+
+    fn close(&mut self, side: usize) {
+        self.ends[side].closed = true;
+        let peer = self.ends[1 - side];
+        self.finished |= self.ends[side].state == End::Reset || peer.closed || peer.state == End::Inactive;
+    }
+
+    /// Whether nothing more is to be expected.
+    pub(super) fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Whether it ended by a RST rather than by FINs.
+    pub(super) fn was_reset(&self) -> bool {
+        self.ends.iter().any(|e| e.state == End::Reset)
+    }
+
+    /// Whether a SYN with this number opens another connection on the same ports.
+    ///
+    /// `flags` are the segment's; `side` its sender in this flow.
+    pub(super) fn is_reused_by(&self, side: usize, tcp: &Tcp) -> bool {
+        if tcp.flags & tcp_flag::SYN == 0 || tcp.flags & tcp_flag::RST != 0 {
+            return false;
+        }
+        let [orig, resp] = &self.ends;
+        if tcp.flags & tcp_flag::ACK != 0 {
+            // Only where the connection's own SYN was never seen.
+            return orig.state == End::Inactive && side == 1 && self.finished && tcp.seq != resp.start;
+        }
+        if side == 1 {
+            let simultaneous = orig.state == End::SynSent && resp.state == End::Inactive;
+            return !simultaneous && tcp.seq != resp.start;
+        }
+        let late_syn = orig.state == End::Inactive && tcp.seq == orig.start;
+        !late_syn && (self.finished || tcp.seq != orig.start)
+    }
+
+    /// Payload bytes that an end sent, by its sequence numbers.
+    fn size(&self, side: usize) -> u32 {
+        let (end, peer) = (&self.ends[side & 1], &self.ends[1 - (side & 1)]);
+        let nothing_acked = end.acked == end.start || end.acked == end.start.wrapping_add(1);
+        if end.former == End::SynSent && end.state == End::Reset && peer.state == End::Inactive && !nothing_acked
+        {
+            return 0;
+        }
+        let far = if delta(end.last, end.acked) > 0 { end.last } else { end.acked };
+        let span = far.wrapping_sub(end.start);
+        span.saturating_sub(1).saturating_sub(u32::from(end.fin_seen))
+    }
+
+    pub(super) fn conn_state(&self, history: &History) -> ConnState {
+        let (o, r) = (self.ends[0].state, self.ends[1].state);
+        let idle = |e: End| matches!(e, End::Inactive | End::Partial);
+        if r == End::Reset {
+            return if o == End::SynSent || (o == End::Reset && self.size(0) == 0 && self.size(1) == 0) {
+                ConnState::Rej
+            } else if idle(o) {
+                ConnState::Rstrh
+            } else {
+                ConnState::Rstr
+            };
+        }
+        if o == End::Reset {
+            return if !idle(r) {
+                ConnState::Rsto
+            } else if history.is_syn_then_rst() {
+                ConnState::Rstos0
+            } else {
+                ConnState::Oth
+            };
+        }
+        match (o, r) {
+            (End::Closed, End::Closed) => ConnState::Sf,
+            (End::Closed, r) if idle(r) => ConnState::Sh,
+            (End::Closed, _) => ConnState::S2,
+            (o, End::Closed) if idle(o) => ConnState::Shr,
+            (_, End::Closed) => ConnState::S3,
+            (End::SynSent, End::Inactive) => ConnState::S0,
+            (End::Established, End::Established) => ConnState::S1,
+            _ => ConnState::Oth,
+        }
+    }
+
+    /// Handshake round trip, nanoseconds: from the SYN to the originator's first ACK.
+    pub(super) fn rtt_ns(&self) -> Option<u64> {
+        (self.rtt_ns != 0).then_some(self.rtt_ns)
+    }
+
+    /// Segments whose payload had been sent before, both directions.
+    pub(super) fn retransmits(&self) -> u32 {
+        self.ends.iter().map(|e| e.retransmits).sum()
+    }
+}
+
+/// Writes a letter at the 1st, 10th, 100th … time.
+fn scaled(count: u32, side: usize, code: u8, history: &mut History) {
+    if count.checked_ilog10().is_some_and(|power| 10u32.pow(power) == count) {
+        history.push(side, code);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u8 = tcp_flag::SYN;
+    const A: u8 = tcp_flag::ACK;
+    const F: u8 = tcp_flag::FIN;
+    const R: u8 = tcp_flag::RST;
+
+    /// Segments as (side, flags, seq, ack, length).
+    fn run(segments: &[(usize, u8, u32, u32, u32)]) -> (&'static str, String, TcpTrack) {
+        let (mut track, mut history) = (TcpTrack::default(), History::default());
+        for (n, &(side, flags, seq, ack, len)) in segments.iter().enumerate() {
+            let tcp = Tcp { seq, ack, window: 100, flags };
+            track.segment(side, &tcp, len, 1_000 * (n as u64 + 1), &mut history);
+        }
+        (track.conn_state(&history).name(), history.as_str().to_owned(), track)
+    }
+
+    #[test]
+    fn a_whole_connection() {
+        let (state, history, track) = run(&[
+            (0, S, 10, 0, 0),
+            (1, S | A, 90, 11, 0),
+            (0, A, 11, 91, 0),
+            (0, A, 11, 91, 5),
+            (1, A, 91, 16, 7),
+            (0, F | A, 16, 98, 0),
+            (1, F | A, 98, 17, 0),
+            (0, A, 17, 99, 0),
+        ]);
+        assert_eq!((state, history.as_str()), ("SF", "ShADdFf"));
+        assert!(track.is_finished() && !track.was_reset());
+        assert_eq!((track.rtt_ns(), track.retransmits()), (Some(2000), 0));
+        assert_eq!((track.size(0), track.size(1)), (5, 7));
+    }
+
+    #[test]
+    fn the_other_ends() {
+        assert_eq!(run(&[(0, S, 1, 0, 0)]).0, "S0");
+        assert_eq!(run(&[(0, S, 1, 0, 0), (1, R | A, 0, 2, 0)]).0, "REJ");
+        assert_eq!(run(&[(0, S, 1, 0, 0), (1, S | A, 5, 2, 0), (0, R, 2, 0, 0)]).0, "RSTO");
+        assert_eq!(run(&[(0, S, 1, 0, 0), (0, R, 2, 0, 0)]).0, "RSTOS0");
+        assert_eq!(run(&[(0, S, 1, 0, 0), (0, F | A, 2, 9, 0)]).0, "SH");
+        assert_eq!(run(&[(1, S | A, 5, 2, 0), (1, F | A, 6, 2, 0)]).0, "SHR");
+        assert_eq!(run(&[(1, S | A, 5, 2, 0), (1, R, 6, 2, 0)]).0, "RSTRH");
+        assert_eq!(run(&[(0, A, 5, 2, 3), (1, A, 2, 8, 4)]).0, "OTH");
+        let open = [(0, S, 1, 0, 0), (1, S | A, 5, 2, 0), (0, A, 2, 6, 0)];
+        assert_eq!(run(&open).0, "S1");
+        assert_eq!(run(&[&open[..], &[(0, F | A, 2, 6, 0)]].concat()).0, "S2");
+        assert_eq!(run(&[&open[..], &[(1, F | A, 6, 2, 0)]].concat()).0, "S3");
+        assert_eq!(run(&[&open[..], &[(1, R, 6, 2, 0)]].concat()).0, "RSTR");
+    }
+
+    #[test]
+    fn an_answer_captured_before_its_syn() {
+        let (state, history, _) =
+            run(&[(1, S | A, 5, 2, 0), (0, S, 1, 0, 0), (0, A, 2, 6, 0), (0, A, 2, 6, 4)]);
+        assert_eq!((state, history.as_str()), ("S1", "hSAD"));
+    }
+
+    #[test]
+    fn what_is_sent_twice_shows_at_powers_of_ten() {
+        let mut segments = vec![(0, S, 1, 0, 0), (1, S | A, 5, 2, 0), (0, A, 2, 6, 10)];
+        segments.extend([(0, A, 2, 6, 10); 11]);
+        let (_, history, track) = run(&segments);
+        assert_eq!((history.as_str(), track.retransmits()), ("ShDTT", 11));
+    }
+
+    #[test]
+    fn a_new_syn_is_a_new_connection_and_a_repeated_one_is_not() {
+        let open = [(0, S, 1, 0, 0), (1, S | A, 5, 2, 0), (0, A, 2, 6, 0)];
+        let syn = |seq| Tcp { seq, ack: 0, window: 0, flags: S };
+        let (.., track) = run(&open);
+        assert!(!track.is_reused_by(0, &syn(1)) && track.is_reused_by(0, &syn(7777)));
+        assert!(track.is_reused_by(1, &syn(7777)));
+        let (.., reset) = run(&[&open[..], &[(1, R, 6, 2, 0)]].concat());
+        assert!(reset.is_reused_by(0, &syn(1)));
+        let (.., started) = run(&open[..1]);
+        assert!(!started.is_reused_by(1, &syn(7777)), "a simultaneous open");
+        let (.., answer_first) = run(&[(1, S | A, 5, 2, 0)]);
+        assert!(!answer_first.is_reused_by(0, &syn(1)));
+    }
+}
