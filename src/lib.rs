@@ -7,6 +7,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod capture;
+pub mod config;
 pub mod event;
+pub mod export;
 pub mod flow;
+pub mod journal;
 pub mod packet;
+pub mod sensor;
+pub mod status;
+pub mod worker;

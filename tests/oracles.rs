@@ -157,6 +157,10 @@ fn same_with_one_two_and_three_workers() {
             let list = lcore_list(lcores);
             match sensor::run_with(capture, &["--lcores", &list]) {
                 Ok(run) => {
+                    let workers = sensor::number(&run.summary, "workers");
+                    if workers != lcores as u64 {
+                        faults.push(format!("{lcores} lcores: {workers} workers"));
+                    }
                     let lines = sorted_lines(&run.events);
                     let expected = first.get_or_insert_with(|| lines.clone());
                     if let Some(fault) = first_difference(expected, &lines) {

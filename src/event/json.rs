@@ -98,8 +98,7 @@ impl<'a> Line<'a> {
             ((k.b, k.port_b()), (k.a, k.port_a()))
         };
         let ported = matches!(protocol, proto::TCP | proto::UDP | proto::SCTP);
-        // Fragments whose first part was never seen have no ports to show.
-        let ports = (ported && (sport, dport) != (0, 0)).then_some((sport, dport));
+        let ports = ported.then_some((sport, dport));
         let icmp = matches!(protocol, proto::ICMP | proto::ICMPV6).then_some(e.icmp);
         let tcp = protocol == proto::TCP;
         let sum = |c: &[Counts; 2], of: fn(&Counts) -> u64| c.iter().map(of).sum::<u64>();

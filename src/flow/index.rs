@@ -40,21 +40,6 @@ impl Index {
         Self { buckets: vec![EMPTY; buckets].into_boxed_slice(), mask: buckets - 1 }
     }
 
-    /// Reads the bucket's line, so that a burst's misses overlap; returns something to depend on.
-    #[inline]
-    pub(super) fn touch(&self, hash: u64) -> u32 {
-        self.buckets.get(hash as usize & self.mask).map_or(NONE, |b| {
-            let t = tag(hash);
-            let mut found = NONE;
-            for lane in 0..LANES {
-                if b.tags[lane] == t {
-                    found = b.places[lane];
-                }
-            }
-            found
-        })
-    }
-
     /// The place with this hash for which `is_it` holds.
     #[inline]
     pub(super) fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {

@@ -94,10 +94,6 @@ impl Flow {
         usize::from(from_a != self.orig_is_a)
     }
 
-    pub(super) fn is_answered(&self) -> bool {
-        self.total[1].packets != 0
-    }
-
     /// Takes a packet in.
     #[inline]
     pub(super) fn update(&mut self, arrival: &Arrival, side: usize) {

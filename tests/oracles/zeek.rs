@@ -15,6 +15,9 @@ use crate::sensor::{self, Flow};
 /// makes no connection in Zeek.
 const INSIDE: [&str; 1] = ["tunnels__gre-sample.pcap"];
 
+/// Seconds of silence after which Zeek ends a TCP connection.
+const ZEEK_IDLE: &str = "300";
+
 /// A row of a conn.log; what it has no column for is absent.
 #[derive(Debug)]
 struct Expected {
@@ -50,23 +53,24 @@ fn rows_of(directory: &Path, pcap: &str, log: &str) -> Vec<Row> {
     let capture = directory.join(pcap);
     let radio = capture::totals(&capture).links.into_iter().any(sensor::is_radio);
     let log = std::fs::read_to_string(directory.join(log)).expect("a readable log");
-    let expected = parse(&log);
+    let mut expected = parse(&log);
     let row = |key: String, plain: bool, difference: Option<String>| Row {
         file: pcap.to_owned(),
         key,
         plain: plain && !radio && !INSIDE.contains(&pcap),
         difference,
     };
-    let names = names(&expected);
-    let run = match sensor::run(&capture) {
+    let run = match sensor::run_with(&capture, &["--idle-timeout", ZEEK_IDLE]) {
         Ok(run) => run,
         Err(error) => {
             let failed =
                 |(e, name): (&Expected, String)| row(name, e.is_plain(), Some(error.clone()));
-            return expected.iter().zip(names).map(failed).collect();
+            return expected.iter().zip(names(&expected)).map(failed).collect();
         }
     };
     let flows = sensor::flows(&run.events);
+    join_cut(&mut expected, &flows);
+    let names = names(&expected);
     let matches = match_rows(&expected, &flows);
     let mut rows = Vec::new();
     for ((row_expected, name), flow) in expected.iter().zip(names).zip(&matches) {
@@ -124,28 +128,62 @@ fn names(rows: &[Expected]) -> Vec<String> {
     names
 }
 
-/// The flow of each row: first the rows that a flow fits in everything, then for each row that is
-/// left the flow between the same ends that differs least.
+/// Joins rows between the same ends that are one flow of ours.
+///
+/// Zeek's timers are shorter: it ends an unanswered attempt after 5 s and a DNS exchange after 10 s,
+/// and what follows gets a row of its own. A row that begins with a SYN is a connection of its own
+/// in any case.
+fn join_cut(rows: &mut Vec<Expected>, flows: &[Flow]) {
+    let mut whole: Vec<Expected> = Vec::new();
+    for row in rows.drain(..) {
+        let goes_on =
+            row.orig_h.is_some() && !row.history.iter().any(|h| h.starts_with(['S', 'H']));
+        let earlier = whole.iter_mut().find(|earlier| goes_on && earlier.name() == row.name());
+        let ours = flows.iter().filter(|flow| row.direction(flow).is_some()).count();
+        match earlier {
+            Some(earlier) if ours == 1 => earlier.join(&row),
+            _ => whole.push(row),
+        }
+    }
+    *rows = whole;
+}
+
+/// The flow of each row: of all pairs of a row and a flow between its ends, the closest first.
 ///
 /// The logs are sorted by text, not by time, so the order of rows says nothing.
 fn match_rows(rows: &[Expected], flows: &[Flow]) -> Vec<Option<usize>> {
-    let mut taken = vec![false; flows.len()];
-    let mut matches = vec![None; rows.len()];
-    for exact in [true, false] {
-        for (row, found) in rows.iter().zip(&mut matches) {
-            if found.is_some() {
-                continue;
-            }
-            let free = (0..flows.len()).filter(|&index| !taken[index]);
-            let fitting = free.filter(|&index| row.direction(&flows[index]).is_some());
-            let closest = fitting.min_by_key(|&index| row.differences(&flows[index]).len());
-            *found = closest.filter(|&index| !exact || row.differences(&flows[index]).is_empty());
-            if let Some(index) = *found {
-                taken[index] = true;
+    let mut pairs = Vec::new();
+    for (row, expected) in rows.iter().enumerate() {
+        for (index, flow) in flows.iter().enumerate() {
+            if expected.direction(flow).is_some() {
+                pairs.push((expected.distance(flow), row, index));
             }
         }
     }
+    pairs.sort();
+    let mut matches = vec![None; rows.len()];
+    let mut taken = vec![false; flows.len()];
+    for (_, row, index) in pairs {
+        if matches[row].is_none() && !taken[index] {
+            matches[row] = Some(index);
+            taken[index] = true;
+        }
+    }
     matches
+}
+
+/// How many letters to add, to leave out or to change to make one text of the other.
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, letter) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, other) in b.bytes().enumerate() {
+            let changed = diagonal + usize::from(letter != other);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
 }
 
 /// How a row and a flow lie to each other.
@@ -182,7 +220,8 @@ impl Expected {
             resp_h,
             resp_p: port(&["id.resp_p", "dst_port"]),
             conn_state: text("conn_state"),
-            history: text("history"),
+            // X says that Zeek stopped looking, which is no property of the traffic.
+            history: text("history").map(|letters| letters.replace('X', "")),
             orig_pkts: number(&["orig_pkts"]),
             resp_pkts: number(&["resp_pkts"]),
             orig_ip_bytes: number(&["orig_ip_bytes"]),
@@ -225,6 +264,29 @@ impl Expected {
         } else {
             None
         }
+    }
+
+    /// Adds a later part of the same connection.
+    fn join(&mut self, later: &Self) {
+        let add = |count: &mut Option<u64>, more: Option<u64>| {
+            *count = count.zip(more).map(|(a, b)| a + b);
+        };
+        add(&mut self.orig_pkts, later.orig_pkts);
+        add(&mut self.resp_pkts, later.resp_pkts);
+        add(&mut self.orig_ip_bytes, later.orig_ip_bytes);
+        add(&mut self.resp_ip_bytes, later.resp_ip_bytes);
+        self.conn_state.clone_from(&later.conn_state);
+        if let (Some(history), Some(more)) = (&mut self.history, &later.history) {
+            // What a row begins with again was said by the one before.
+            let new: Vec<char> = more.chars().filter(|&letter| !history.contains(letter)).collect();
+            history.extend(new);
+        }
+    }
+
+    /// How far the flow is from the row: fields that differ, then letters of the history.
+    fn distance(&self, flow: &Flow) -> (usize, usize) {
+        let letters = self.history.as_ref().map_or(0, |history| edits(history, &flow.history));
+        (self.differences(flow).len(), letters)
     }
 
     /// Why no flow is left for this row: we have none between its ends, or we cut the packets

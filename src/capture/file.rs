@@ -1,0 +1,101 @@
+//! Capture files as a source: merged by time, stamped to the nanosecond.
+//!
+//! Files are opened together, so that a bad one is known before anything runs; the packet that
+//! comes next is the one with the smallest timestamp among the files' heads, and packets of one
+//! file keep their order.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::path::PathBuf;
+
+use dpdk::{Burst, Mempool, Meta};
+
+use super::reader::{CaptureReader, OpenError};
+use super::{Complaint, Poll};
+
+/// Read at once from each file; less when there are many.
+const BUFFER: usize = 1 << 20;
+const BUFFER_MANY: usize = 1 << 16;
+
+pub struct FileSource {
+    readers: Vec<CaptureReader>,
+    /// Files that have a next packet, by its time, then in the order given.
+    heads: BinaryHeap<Reverse<(u64, usize)>>,
+    pool: Mempool,
+    clock: u64,
+    complaints: Vec<Complaint>,
+    stopped: bool,
+}
+
+impl FileSource {
+    /// Opens all files; the first that cannot be used is the error.
+    pub fn open(paths: &[PathBuf]) -> Result<Vec<CaptureReader>, OpenError> {
+        let buffer = if paths.len() > 16 { BUFFER_MANY } else { BUFFER };
+        paths.iter().map(|path| CaptureReader::open(path, buffer)).collect()
+    }
+
+    /// Reads the opened files into buffers of `pool`.
+    pub fn new(readers: Vec<CaptureReader>, pool: Mempool) -> Self {
+        let mut this = Self {
+            heads: BinaryHeap::with_capacity(readers.len()),
+            readers,
+            pool,
+            clock: 0,
+            complaints: Vec::new(),
+            stopped: false,
+        };
+        for n in 0..this.readers.len() {
+            this.look_at(n);
+        }
+        this
+    }
+
+    /// Puts file `n` among the heads if it has a next packet.
+    fn look_at(&mut self, n: usize) {
+        let Some(reader) = self.readers.get_mut(n) else { return };
+        match reader.peek() {
+            Ok(Some(record)) => self.heads.push(Reverse((record.timestamp_ns, n))),
+            Ok(None) => {}
+            Err(trouble) => self
+                .complaints
+                .push(Complaint { text: trouble.to_string(), is_cut: trouble.is_cut() }),
+        }
+    }
+
+    pub(super) fn poll(&mut self, burst: &mut Burst) -> Poll {
+        let before = burst.len();
+        while !burst.is_full() && !self.stopped {
+            let Some(&Reverse((_, n))) = self.heads.peek() else { break };
+            let Some(reader) = self.readers.get_mut(n) else { break };
+            let Ok(Some(record)) = reader.peek() else { break };
+            // An empty pool: the packet stays where it is until buffers come back.
+            let Some(mut packet) = self.pool.copy_in(record.data) else { break };
+            self.clock = self.clock.max(record.timestamp_ns);
+            packet.stamp(
+                record.timestamp_ns,
+                Meta { clock_ns: self.clock, wire_len: record.wire_len, link: record.link, flags: 0 },
+            );
+            burst.push(packet);
+            reader.consume();
+            self.heads.pop();
+            self.look_at(n);
+        }
+        match burst.len() - before {
+            0 if self.stopped || self.heads.is_empty() => Poll::End,
+            0 => Poll::Empty,
+            n => Poll::Packets(n),
+        }
+    }
+
+    pub(super) fn clock_ns(&self) -> u64 {
+        self.clock
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.stopped = true;
+    }
+
+    pub(super) fn complaints(&self) -> Vec<Complaint> {
+        self.complaints.clone()
+    }
+}

@@ -1,0 +1,187 @@
+//! One layer of settings, all of them optional.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use serde::Deserialize;
+
+use super::units;
+use super::{ConfigError, SourceConfig};
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    On,
+    Off,
+}
+
+impl Switch {
+    pub fn is_on(self) -> bool {
+        self == Self::On
+    }
+}
+
+/// How the summary is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SummaryFormat {
+    /// Tables for a person.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// The settings of one layer.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Layer {
+    /// Lcores to run on, in DPDK's syntax: 1-3 | 0,2 | 0@0,1@0-1. The first journals, the others
+    /// work; one alone does both [default: one on any CPU]
+    #[arg(long, value_name = "LIST")]
+    pub lcores: Option<String>,
+    /// Kernel interface to take over by the AF_PACKET driver [default: enp3s0]
+    #[arg(long, value_name = "IFACE", group = "source")]
+    pub interface: Option<String>,
+    /// DPDK virtual device, repeatable: net_af_packet0,iface=enp3s0 | net_pcap0,rx_pcap=f.pcap
+    #[arg(long, value_name = "DEVARGS", group = "source")]
+    pub vdev: Vec<String>,
+    /// Card already bound to vfio-pci or uio, repeatable
+    #[arg(long, value_name = "ADDR", group = "source")]
+    pub pci: Vec<String>,
+    /// Capture file (pcap or pcapng, plain or gzip; - is standard input), repeatable: processed to
+    /// the end, then summary and exit
+    #[arg(long, value_name = "FILE", group = "source")]
+    pub read: Vec<PathBuf>,
+    /// Where the sensor keeps its data; the journal goes to its folder pcap/
+    /// [default: /var/lib/malakocut]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where flow events go, repeatable: none, file (needs --flow-log)
+    #[arg(long, value_name = "NAME")]
+    pub exporter: Vec<String>,
+    /// File to which flow events are appended, one JSON object a line; - is standard output
+    #[arg(long, value_name = "PATH")]
+    pub flow_log: Option<PathBuf>,
+    /// Flows kept at once; when full, the oldest without an answer are reported and ended
+    /// [default: 1000000]
+    #[arg(long, value_name = "N", value_parser = units::flows)]
+    #[serde(deserialize_with = "units::de_flows")]
+    pub max_flows: Option<usize>,
+    /// Seconds without a packet after which a flow ends [default: 60]
+    #[arg(long, value_name = "S", value_parser = units::some_seconds)]
+    #[serde(deserialize_with = "units::de_some_seconds")]
+    pub idle_timeout: Option<Duration>,
+    /// Seconds after which a flow that goes on reports a delta; 0 turns deltas off [default: 300]
+    #[arg(long, value_name = "S", value_parser = units::seconds)]
+    #[serde(deserialize_with = "units::de_seconds")]
+    pub active_timeout: Option<Duration>,
+    /// Keep every packet in DATA/pcap [default: on, but off with --read]
+    #[arg(long, value_name = "on|off", hide_possible_values = true)]
+    pub journal: Option<Switch>,
+    /// Size at which the journal begins a new file, such as 500MB [default: 500MB]
+    #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
+    #[serde(deserialize_with = "units::de_bytes")]
+    pub rotate_size: Option<u64>,
+    /// Print totals at the end, on standard output [default: text with --read]
+    #[arg(long, value_name = "text|json", hide_possible_values = true)]
+    pub summary: Option<SummaryFormat>,
+    /// This sensor's name in each event [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub sensor: Option<String>,
+    /// Show each flow event on standard output, and write everything to malakocut_debug.log
+    #[arg(long)]
+    pub debug: bool,
+}
+
+/// A layer on its own, so that environment variables are read by the flags' own rules.
+#[derive(Parser)]
+#[command(name = "environment")]
+struct Alone {
+    #[command(flatten)]
+    layer: Layer,
+}
+
+impl Layer {
+    /// Reads `MALAKOCUT_<OPTION>` for every option; empty ones count as not set.
+    pub fn from_environment(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
+        let command = Alone::command();
+        let mut args = vec![OsString::from("environment")];
+        let mut names = Vec::new();
+        for arg in command.get_arguments() {
+            let Some(long) = arg.get_long() else { continue };
+            let name = format!("MALAKOCUT_{}", long.to_uppercase().replace('-', "_"));
+            let Some(value) = lookup(&name).filter(|v| !v.is_empty()) else { continue };
+            if arg.get_action().takes_values() {
+                let mut flag = OsString::from(format!("--{long}="));
+                flag.push(value);
+                args.push(flag);
+            } else if value != "0" && value != "false" {
+                args.push(format!("--{long}").into());
+            }
+            names.push((format!("--{long}"), name));
+        }
+        let parsed = command
+            .try_get_matches_from(args)
+            .and_then(|m| Alone::from_arg_matches(&m))
+            .map_err(|e| {
+                let mut text = e.to_string();
+                for (flag, name) in names {
+                    text = text.replace(&flag, &name);
+                }
+                let first = text.lines().next().unwrap_or_default();
+                ConfigError::Bad(first.trim_start_matches("error: ").to_owned())
+            })?;
+        Ok(parsed.layer)
+    }
+
+    /// This layer's values, and `lower`'s where this one has none.
+    pub(super) fn over(self, lower: Self) -> Self {
+        let sourced = self.has_source();
+        let list = |mine: Vec<String>, theirs| if mine.is_empty() { theirs } else { mine };
+        Self {
+            lcores: self.lcores.or(lower.lcores),
+            interface: if sourced { self.interface } else { lower.interface },
+            vdev: if sourced { self.vdev } else { lower.vdev },
+            pci: if sourced { self.pci } else { lower.pci },
+            read: if sourced { self.read } else { lower.read },
+            data_dir: self.data_dir.or(lower.data_dir),
+            exporter: list(self.exporter, lower.exporter),
+            flow_log: self.flow_log.or(lower.flow_log),
+            max_flows: self.max_flows.or(lower.max_flows),
+            idle_timeout: self.idle_timeout.or(lower.idle_timeout),
+            active_timeout: self.active_timeout.or(lower.active_timeout),
+            journal: self.journal.or(lower.journal),
+            rotate_size: self.rotate_size.or(lower.rotate_size),
+            summary: self.summary.or(lower.summary),
+            sensor: self.sensor.or(lower.sensor),
+            debug: self.debug || lower.debug,
+        }
+    }
+
+    fn has_source(&self) -> bool {
+        self.interface.is_some() || !self.vdev.is_empty() || !self.pci.is_empty() || !self.read.is_empty()
+    }
+
+    /// The one kind of source that is given.
+    pub(super) fn source(&self) -> Result<Option<SourceConfig>, ConfigError> {
+        let given: Vec<SourceConfig> = [
+            self.interface.clone().map(SourceConfig::Interface),
+            (!self.vdev.is_empty()).then(|| SourceConfig::Vdevs(self.vdev.clone())),
+            (!self.pci.is_empty()).then(|| SourceConfig::Pci(self.pci.clone())),
+            (!self.read.is_empty()).then(|| SourceConfig::Files(self.read.clone())),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        match <[SourceConfig; 1]>::try_from(given) {
+            Ok([source]) => Ok(Some(source)),
+            Err(none) if none.is_empty() => Ok(None),
+            Err(_) => Err(ConfigError::Bad(
+                "give one of --interface, --vdev, --pci and --read (the last three may repeat)".into(),
+            )),
+        }
+    }
+}

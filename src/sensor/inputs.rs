@@ -1,0 +1,330 @@
+//! Opens what the configuration names, and closes it again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dpdk::netif::{self, KernelCounters, Takeover};
+use dpdk::port::PortInfo;
+use dpdk::{Eal, EalConfig, Memory, Mempool, Port, PortConfig, RxQueue};
+
+use super::RunError;
+use crate::capture::{CaptureReader, FileSource, PortKind, PortSource, Source};
+use crate::config::SourceConfig;
+use crate::status::{Counter, Counters};
+
+/// Bytes of packet data in a buffer, unless the device's frames are larger.
+const ROOM: u16 = 2048;
+/// Descriptors of each queue of a card.
+const DESCRIPTORS: u16 = 4096;
+/// A ring of 16,384 frames holds 50 ms at the 0.3 Mpps that a kernel interface delivers here; the
+/// driver's default of 512 loses a sixth of that.
+const AF_PACKET_RING: &str = "blocksz=1048576,framesz=2048,framecnt=16384";
+
+/// A device as DPDK wants to hear of it.
+#[derive(Clone, Debug)]
+struct Device {
+    name: String,
+    args: String,
+    /// The kernel interface behind it, for the AF_PACKET driver.
+    interface: Option<String>,
+}
+
+/// What was opened before DPDK starts: everything that can be refused for a plain reason.
+pub(super) struct Prepared {
+    files: Vec<CaptureReader>,
+    devices: Vec<Device>,
+    pci: Vec<String>,
+    takeovers: Vec<Takeover>,
+    /// Buffers that devices keep for themselves.
+    preloaded: u32,
+    room: u16,
+}
+
+/// Running inputs.
+pub(super) struct Inputs {
+    ports: Vec<Port>,
+    kernel: Vec<KernelCounters>,
+    _takeovers: Vec<Takeover>,
+}
+
+impl Prepared {
+    pub(super) fn new(source: &SourceConfig) -> Result<Self, RunError> {
+        let mut this = Self {
+            files: Vec::new(),
+            devices: Vec::new(),
+            pci: Vec::new(),
+            takeovers: Vec::new(),
+            preloaded: 0,
+            room: ROOM,
+        };
+        match source {
+            SourceConfig::Files(paths) => this.files = FileSource::open(paths)?,
+            SourceConfig::Pci(addresses) => this.pci.clone_from(addresses),
+            SourceConfig::Interface(name) => {
+                this.take_over(name)?;
+                this.devices.push(Device {
+                    name: "net_af_packet0".into(),
+                    args: format!("iface={name},{AF_PACKET_RING}"),
+                    interface: Some(name.clone()),
+                });
+            }
+            SourceConfig::Vdevs(all) => {
+                for vdev in all {
+                    this.vdev(vdev)?;
+                }
+            }
+        }
+        Ok(this)
+    }
+
+    fn take_over(&mut self, name: &str) -> Result<(), RunError> {
+        if !netif::exists(name) {
+            return Err(RunError::Input(format!(
+                "interface {name}: there is no such interface (ip link shows them; --interface names another)"
+            )));
+        }
+        let takeover = Takeover::new(name)?;
+        if takeover.was_down() {
+            tracing::info!("interface {name} was down; it is up while we run");
+        }
+        if !takeover.changed().is_empty() {
+            tracing::info!("interface {name}: switched off while we run: {}", takeover.changed().join(", "));
+        }
+        self.takeovers.push(takeover);
+        Ok(())
+    }
+
+    fn vdev(&mut self, text: &str) -> Result<(), RunError> {
+        let (name, args) = text.split_once(',').unwrap_or((text, ""));
+        let mut with_ring = args.to_owned();
+        let values = |key: &str| -> Vec<String> {
+            let prefix = format!("{key}=");
+            args.split(',').filter_map(|a| a.strip_prefix(&prefix)).map(str::to_owned).collect()
+        };
+        let captures = values("rx_pcap");
+        for capture in &captures {
+            // The driver would say so only in its log.
+            let reader = FileSource::open(&[PathBuf::from(capture)])?;
+            if values("infinite_rx") == ["1"] {
+                self.preloaded += count_packets(reader);
+            }
+        }
+        let interface = values("iface").into_iter().next();
+        let is_af_packet = name.starts_with("net_af_packet");
+        if is_af_packet {
+            let Some(interface) = &interface else {
+                return Err(RunError::Input(format!("--vdev {text}: it names no interface (iface=NAME)")));
+            };
+            self.take_over(interface)?;
+            if values("framecnt").is_empty() && values("framesz").is_empty() && values("blocksz").is_empty() {
+                with_ring = format!("{args},{AF_PACKET_RING}");
+            }
+            // A frame of the ring must fit one buffer.
+            if let Some(frame) = values("framesz").first().and_then(|v| v.parse::<u16>().ok()) {
+                self.room = self.room.max(frame);
+            }
+        }
+        self.devices.push(Device {
+            name: name.to_owned(),
+            args: with_ring,
+            interface: interface.filter(|_| is_af_packet),
+        });
+        Ok(())
+    }
+
+    /// Receive queues per port that should be asked for, and whether this is a file.
+    pub(super) fn is_files(&self) -> bool {
+        !self.files.is_empty()
+    }
+
+    /// Starts DPDK with memory for `buffers` packets beside what the devices hold.
+    pub(super) fn start(self, buffers: u32, workers: u16) -> Result<Started, RunError> {
+        let buffers = buffers + self.preloaded;
+        let queue_buffers = if self.pci.is_empty() { 0 } else { u32::from(DESCRIPTORS) * u32::from(workers) * 2 };
+        let count = buffers + queue_buffers;
+        let memory = choose_memory(count, self.room, self.is_files());
+        let eal = Eal::init(&EalConfig { memory, pci: self.pci.clone() })?;
+        let pool = Mempool::new(&eal, "packets", count, self.room)?;
+        if self.is_files() {
+            let source = Source::File(FileSource::new(self.files, pool));
+            return Ok(Started {
+                eal,
+                inputs: Inputs { ports: Vec::new(), kernel: Vec::new(), _takeovers: Vec::new() },
+                queues: Queues::File(Box::new(source)),
+            });
+        }
+        let mut ports = Vec::new();
+        let mut queues = Vec::new();
+        let mut spread = true;
+        for address in &self.pci {
+            let port = eal.pci_port(address)?;
+            let (rx, symmetric) = start_port(&port, "", workers, &pool)?;
+            spread &= symmetric;
+            queues.push(rx);
+            ports.push(port);
+        }
+        let mut kernel = Vec::new();
+        for device in &self.devices {
+            let port = eal.attach_vdev(&device.name, &device.args)?;
+            if let Some(interface) = &device.interface {
+                kernel.push(KernelCounters::find(interface)?);
+            }
+            let (rx, symmetric) = start_port(&port, &device.args, workers, &pool)?;
+            spread &= symmetric;
+            queues.push(rx);
+            ports.push(port);
+        }
+        Ok(Started {
+            eal,
+            inputs: Inputs { ports, kernel, _takeovers: self.takeovers },
+            queues: Queues::Ports { queues, spread },
+        })
+    }
+}
+
+/// Everything that runs before the lcores do.
+pub(super) struct Started {
+    pub(super) eal: Eal,
+    pub(super) inputs: Inputs,
+    pub(super) queues: Queues,
+}
+
+/// What lcores can poll.
+pub(super) enum Queues {
+    File(Box<Source>),
+    /// The queues of each port; `spread` if each port gives both directions of a flow to one
+    /// queue, the same on all ports.
+    Ports { queues: Vec<Vec<(RxQueue, PortKind)>>, spread: bool },
+}
+
+impl Queues {
+    /// Queues per port, and whether they keep a flow together.
+    pub(super) fn shape(&self) -> (usize, bool) {
+        match self {
+            Self::File(_) => (1, false),
+            Self::Ports { queues, spread } => (queues.iter().map(Vec::len).min().unwrap_or(0), *spread),
+        }
+    }
+
+    /// One source for each of `n` pollers: queue q of each port goes to poller q mod n.
+    pub(super) fn split(self, n: usize) -> Vec<Source> {
+        match self {
+            Self::File(source) => vec![*source],
+            Self::Ports { queues, .. } => {
+                let mut hands: Vec<Vec<(RxQueue, PortKind)>> = (0..n).map(|_| Vec::new()).collect();
+                for (at, queue) in queues.into_iter().flat_map(|q| q.into_iter().enumerate()) {
+                    if let Some(hand) = hands.get_mut(at % n.max(1)) {
+                        hand.push(queue);
+                    }
+                }
+                hands.into_iter().map(|hand| Source::Port(PortSource::new(hand))).collect()
+            }
+        }
+    }
+}
+
+/// Starts a port; returns its queues and whether they keep both directions of a flow together.
+fn start_port(
+    port: &Port,
+    args: &str,
+    workers: u16,
+    pool: &Mempool,
+) -> Result<(Vec<(RxQueue, PortKind)>, bool), RunError> {
+    let info: PortInfo = port.info()?;
+    let kind = PortKind::of(&info.driver, args);
+    let rx_queues = if info.has_rss() {
+        workers.clamp(1, info.max_rx_queues.max(1))
+    } else if matches!(info.driver.as_str(), "net_pcap" | "net_af_packet") {
+        // Every file and every socket must be read; nobody else would.
+        info.max_rx_queues.max(1)
+    } else {
+        1
+    };
+    let queues = port.start(&PortConfig { rx_queues, descriptors: DESCRIPTORS }, pool)?;
+    // The AF_PACKET driver's interface is made promiscuous by the takeover, which puts it back.
+    if info.driver != "net_af_packet" {
+        port.promiscuous()?;
+    }
+    tracing::info!("port {}: driver {}, {rx_queues} receive queue(s)", port.name(), info.driver);
+    let symmetric = info.has_rss() || info.driver == "net_af_packet";
+    Ok((queues.into_iter().map(|q| (q, kind)).collect(), symmetric))
+}
+
+/// Hugepages if enough are free, else ordinary pages; files never need hugepages.
+fn choose_memory(buffers: u32, room: u16, files: bool) -> Memory {
+    // Header, headroom and pool overhead of a buffer come to 512 bytes at most.
+    let pool = (u64::from(buffers) * (u64::from(room) + 512)) >> 20;
+    let need = pool + 64;
+    let free: u64 = ["2048", "1048576"]
+        .iter()
+        .map(|kb| {
+            let path = format!("/sys/kernel/mm/hugepages/hugepages-{kb}kB/free_hugepages");
+            let pages: u64 = read_number(Path::new(&path)).unwrap_or(0);
+            pages * kb.parse::<u64>().unwrap_or(0) / 1024
+        })
+        .sum();
+    if !files && free >= need {
+        return Memory::Huge;
+    }
+    if !files {
+        tracing::info!(
+            "{free} MiB of hugepages are free, {need} are wanted: running on ordinary pages, slower; \
+             scripts/setup-hugepages.sh reserves them"
+        );
+    }
+    Memory::Ordinary { mib: need as u32 }
+}
+
+fn read_number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn count_packets(readers: Vec<CaptureReader>) -> u32 {
+    let mut n = 0;
+    for mut reader in readers {
+        while let Ok(Some(_)) = reader.peek() {
+            reader.consume();
+            n += 1;
+        }
+    }
+    n
+}
+
+impl Inputs {
+    /// What devices and kernel lost so far.
+    pub(super) fn losses(&mut self) -> Counters {
+        let mut out = Counters::default();
+        for port in &self.ports {
+            let s = port.stats();
+            out.add(Counter::NicMissed, s.missed);
+            out.add(Counter::NicErrors, s.errors);
+            out.add(Counter::NoBuffer, s.no_buffer);
+        }
+        for kernel in &mut self.kernel {
+            kernel.update();
+            out.add(Counter::KernelDrops, kernel.drops);
+        }
+        out
+    }
+
+    /// Packets that the kernel took in for us, those it dropped included.
+    fn kernel_packets(&self) -> u64 {
+        self.kernel.iter().map(|k| k.packets).sum()
+    }
+
+    /// Counts the last losses, then stops the ports and puts the interfaces back. `received` is
+    /// what our lcores got; they have ended.
+    pub(super) fn finish(mut self, received: u64) -> Counters {
+        let mut losses = self.losses();
+        if !self.kernel.is_empty() {
+            let seen = received + losses.get(Counter::KernelDrops);
+            losses.set(Counter::LeftInRing, self.kernel_packets().saturating_sub(seen));
+        }
+        for port in self.ports {
+            if let Err(e) = port.stop() {
+                tracing::warn!("{e}");
+            }
+        }
+        losses
+    }
+}

@@ -1,0 +1,263 @@
+//! The burst loop: receive, read, account, hand over.
+//!
+//! A [`Worker`] is a task of an lcore: it never blocks, and after its start it allocates nothing.
+//! Where the source waits for us, packets and events wait in turn for room; live, the journal's
+//! copy is dropped and counted when its ring is full, and flow events keep their flow in the table
+//! until there is room.
+
+mod lcore;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrayvec::ArrayVec;
+use dpdk::mbuf::free_burst;
+use dpdk::{BURST, Burst, Mbuf};
+use rtrb::{Consumer, Producer};
+
+use crate::capture::{Complaint, Poll, Source, frame};
+use crate::event::{EndReason, EventSink, FlowEvent};
+use crate::flow::{Arrival, FlowTable};
+use crate::packet;
+use crate::status::{Counter, Counters, Turn};
+
+pub use lcore::{LcoreReport, Shared, Task, run};
+
+/// Where a worker's packets come from.
+pub enum Input {
+    /// It polls the source itself.
+    Source(Source),
+    /// Another lcore deals them; `clock` is the time up to which it has.
+    Ring { ring: Consumer<Mbuf>, clock: Arc<AtomicU64>, waits: bool },
+}
+
+/// Sends events to the control thread.
+struct EventRing {
+    ring: Producer<FlowEvent>,
+    waits: bool,
+    sent: u64,
+}
+
+impl EventSink for EventRing {
+    #[inline]
+    fn room(&self) -> usize {
+        if self.waits { usize::MAX } else { self.ring.slots() }
+    }
+
+    fn push(&mut self, event: FlowEvent) {
+        let mut event = event;
+        self.sent += 1;
+        // Only where the source waits for us can the ring be full: the control thread empties it.
+        while let Err(rtrb::PushError::Full(back)) = self.ring.push(event) {
+            event = back;
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// One worker: its input, its flows and its ways out.
+pub struct Worker {
+    input: Input,
+    table: FlowTable,
+    journal: Option<Producer<Mbuf>>,
+    events: EventRing,
+    burst: Burst,
+    arrivals: ArrayVec<Arrival, BURST>,
+    /// The input waits for us, so nothing is dropped.
+    waits: bool,
+    phase: Phase,
+    pub counters: Counters,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Receiving,
+    /// The input has ended; flows are being reported.
+    Draining,
+    Done,
+}
+
+impl Worker {
+    pub fn new(
+        input: Input,
+        table: FlowTable,
+        events: Producer<FlowEvent>,
+        journal: Option<Producer<Mbuf>>,
+    ) -> Self {
+        let waits = match &input {
+            Input::Source(source) => source.waits(),
+            Input::Ring { waits, .. } => *waits,
+        };
+        Self {
+            input,
+            table,
+            journal,
+            events: EventRing { ring: events, waits, sent: 0 },
+            burst: Burst::new(),
+            arrivals: ArrayVec::new(),
+            waits,
+            phase: Phase::Receiving,
+            counters: Counters::default(),
+        }
+    }
+
+    /// One burst, or one step of the end.
+    pub fn turn(&mut self, stopping: bool) -> Turn {
+        match self.phase {
+            Phase::Receiving => {
+                if !self.hand_to_journal() {
+                    return Turn::Idle;
+                }
+                self.receive()
+            }
+            Phase::Draining => {
+                let reason = if stopping { EndReason::Shutdown } else { EndReason::Eof };
+                let now = self.now();
+                if self.table.drain(now, reason, &mut self.events) {
+                    self.count_table();
+                    self.journal = None;
+                    self.phase = Phase::Done;
+                    return Turn::End;
+                }
+                Turn::Busy
+            }
+            Phase::Done => Turn::End,
+        }
+    }
+
+    /// Takes nothing new from a source of its own.
+    pub fn stop(&mut self) {
+        if let Input::Source(source) = &mut self.input {
+            source.stop();
+        }
+    }
+
+    pub fn complaints(&self) -> Vec<Complaint> {
+        match &self.input {
+            Input::Source(source) => source.complaints(),
+            Input::Ring { .. } => Vec::new(),
+        }
+    }
+
+    #[inline]
+    fn receive(&mut self) -> Turn {
+        let poll = match &mut self.input {
+            Input::Source(source) => {
+                let poll = source.poll(&mut self.burst);
+                self.counters.add(Counter::Packets, self.burst.len() as u64);
+                poll
+            }
+            Input::Ring { ring, .. } => from_ring(ring, &mut self.burst),
+        };
+        match poll {
+            Poll::Packets(_) => {
+                self.account();
+                self.hand_to_journal();
+                Turn::Busy
+            }
+            Poll::Empty => {
+                self.let_time_pass();
+                Turn::Idle
+            }
+            Poll::End => {
+                self.phase = Phase::Draining;
+                Turn::Busy
+            }
+        }
+    }
+
+    #[inline]
+    fn account(&mut self) {
+        self.arrivals.clear();
+        let counters = &mut self.counters;
+        for packet in &self.burst {
+            let frame = frame(packet);
+            match packet::decode(&frame) {
+                Ok(decoded) => {
+                    counters.add(Counter::Bytes, u64::from(decoded.wire_len));
+                    counters.add(Counter::Truncated, u64::from(decoded.truncated));
+                    counters.add(Counter::LengthLies, u64::from(decoded.length_lies));
+                    self.arrivals.push(Arrival {
+                        decoded,
+                        timestamp_ns: packet.timestamp_ns(),
+                        clock_ns: packet.meta().clock_ns,
+                    });
+                }
+                Err(reason) => {
+                    counters.add(Counter::Bytes, u64::from(frame.wire_len));
+                    counters.reject(reason);
+                }
+            }
+        }
+        counters.add(Counter::Decoded, self.arrivals.len() as u64);
+        self.table.burst(&mut self.arrivals, &mut self.events);
+        self.count_table();
+    }
+
+    fn count_table(&mut self) {
+        let stats = self.table.stats();
+        self.counters.set(Counter::Flows, stats.created);
+        self.counters.set(Counter::Evicted, stats.evicted);
+        self.counters.set(Counter::Unplaced, stats.unplaced);
+        self.counters.set(Counter::Events, self.events.sent);
+    }
+
+    /// Gives the burst to the journal, or back to the pool; false while some of it must wait.
+    #[inline]
+    fn hand_to_journal(&mut self) -> bool {
+        let Some(ring) = &mut self.journal else {
+            free_burst(&mut self.burst);
+            return true;
+        };
+        if self.burst.is_empty() {
+            return true;
+        }
+        let room = ring.slots().min(self.burst.len());
+        if let Ok(chunk) = ring.write_chunk_uninit(room) {
+            chunk.fill_from_iter(self.burst.drain(..room));
+        }
+        if self.burst.is_empty() {
+            return true;
+        }
+        if self.waits {
+            return false;
+        }
+        self.counters.add(Counter::JournalOverload, self.burst.len() as u64);
+        free_burst(&mut self.burst);
+        true
+    }
+
+    fn now(&mut self) -> u64 {
+        match &mut self.input {
+            Input::Source(source) => source.clock_ns(),
+            Input::Ring { clock, .. } => clock.load(Ordering::Acquire),
+        }
+    }
+
+    /// Timers go on though nothing arrives.
+    fn let_time_pass(&mut self) {
+        let now = self.now();
+        // The dealer writes the clock after the packets: only an empty ring proves that all packets
+        // up to that time were seen.
+        if let Input::Ring { ring, .. } = &self.input
+            && !ring.is_empty()
+        {
+            return;
+        }
+        self.table.advance(now, BURST, &mut self.events);
+        self.count_table();
+    }
+}
+
+fn from_ring(ring: &mut Consumer<Mbuf>, burst: &mut Burst) -> Poll {
+    // Asked first: what is pushed afterwards is no sign of the end.
+    let abandoned = ring.is_abandoned();
+    let n = ring.slots().min(burst.remaining_capacity());
+    if n == 0 {
+        return if abandoned { Poll::End } else { Poll::Empty };
+    }
+    if let Ok(chunk) = ring.read_chunk(n) {
+        burst.extend(chunk);
+    }
+    Poll::Packets(n)
+}
