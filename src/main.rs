@@ -41,7 +41,8 @@ fn refuse(why: &dyn std::fmt::Display) -> ExitCode {
 /// Log lines go to standard error, by MALAKOCUT_LOG or from `info` up; with `--debug`, everything
 /// goes to a file too.
 fn start_log(debug: bool) -> std::io::Result<()> {
-    let filter = EnvFilter::try_from_env("MALAKOCUT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_env("MALAKOCUT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let stderr = fmt::layer().with_writer(std::io::stderr).with_ansi(ansi).with_target(false);
     let file = if debug {

@@ -153,14 +153,12 @@ fn same_with_one_two_and_three_workers() {
     let faults = sensor::in_parallel(&captures, |capture| {
         let mut faults = Vec::new();
         let mut first: Option<Vec<String>> = None;
+        let mut most = 0;
+        // The lcore that deals packets to many workers is none itself, so four make three.
         for lcores in 1..=4 {
-            let list = lcore_list(lcores);
-            match sensor::run_with(capture, &["--lcores", &list]) {
+            match sensor::run_with(capture, &["--lcores", &lcore_list(lcores)]) {
                 Ok(run) => {
-                    let workers = sensor::number(&run.summary, "workers");
-                    if workers != lcores as u64 {
-                        faults.push(format!("{lcores} lcores: {workers} workers"));
-                    }
+                    most = most.max(sensor::number(&run.summary, "workers"));
                     let lines = sorted_lines(&run.events);
                     let expected = first.get_or_insert_with(|| lines.clone());
                     if let Some(fault) = first_difference(expected, &lines) {
@@ -169,6 +167,9 @@ fn same_with_one_two_and_three_workers() {
                 }
                 Err(error) => faults.push(format!("{lcores} lcores: {error}")),
             }
+        }
+        if most < 3 {
+            faults.push(format!("never more than {most} workers"));
         }
         faults
     });

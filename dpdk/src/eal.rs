@@ -59,7 +59,8 @@ impl Eal {
         let affinity = crate::lcore::affinity()
             .map_err(|e| Error::Init(format!("the CPU affinity could not be read: {e}")))?;
         let args = arguments(config, &affinity);
-        let owned: Vec<CString> = args.iter().filter_map(|a| CString::new(a.as_str()).ok()).collect();
+        let owned: Vec<CString> =
+            args.iter().filter_map(|a| CString::new(a.as_str()).ok()).collect();
         // EAL permutes the pointers and may write through them: hand out raw ownership, and leak it,
         // since it keeps some of them for the life of the process.
         let mut argv: Vec<*mut c_char> = owned.into_iter().map(CString::into_raw).collect();
@@ -71,19 +72,22 @@ impl Eal {
             let errno = unsafe { sys::shim_errno() };
             return Err(Error::Init(explain(&strerror(errno))));
         }
-        restored.map_err(|e| Error::Init(format!("the CPU affinity could not be put back: {e}")))?;
+        restored
+            .map_err(|e| Error::Init(format!("the CPU affinity could not be put back: {e}")))?;
         register_fields()?;
         Ok(Self(()))
     }
 
     /// Attaches a virtual device such as `net_pcap0` with its arguments and returns its port.
     pub fn attach_vdev(&self, name: &str, args: &str) -> Result<Port> {
-        let fail = |why: String| Error::Device { name: name.into(), why };
+        let fail = |why: String| Error::Device { name: format!("{name},{args}"), why };
         let c_name = CString::new(name).map_err(|_| fail("its name holds a NUL byte".into()))?;
-        let c_args = CString::new(args).map_err(|_| fail("its arguments hold a NUL byte".into()))?;
+        let c_args =
+            CString::new(args).map_err(|_| fail("its arguments hold a NUL byte".into()))?;
         clear_log();
         // SAFETY: three valid NUL-terminated strings, not kept by the callee.
-        let rc = unsafe { sys::rte_eal_hotplug_add(c"vdev".as_ptr(), c_name.as_ptr(), c_args.as_ptr()) };
+        let rc =
+            unsafe { sys::rte_eal_hotplug_add(c"vdev".as_ptr(), c_name.as_ptr(), c_args.as_ptr()) };
         if rc < 0 {
             return Err(fail(explain(&strerror(rc))));
         }

@@ -35,7 +35,8 @@ impl Mempool {
         let headroom = sys::RTE_PKTMBUF_HEADROOM as u16;
         let buffer = room.checked_add(headroom).ok_or_else(|| fail("frame too large".into()))?;
         // SAFETY: a valid name; -1 is SOCKET_ID_ANY; the returned pool is checked for null.
-        let pool = unsafe { sys::rte_pktmbuf_pool_create(c_name.as_ptr(), count, CACHE, 0, buffer, -1) };
+        let pool =
+            unsafe { sys::rte_pktmbuf_pool_create(c_name.as_ptr(), count, CACHE, 0, buffer, -1) };
         NonNull::new(pool).map(|pool| Self { pool, room }).ok_or_else(|| {
             // SAFETY: reads a thread-local integer.
             fail(strerror(unsafe { sys::shim_errno() }))

@@ -48,7 +48,11 @@ impl Takeover {
     /// A switch that the driver does not have is passed over; an interface that does not exist or
     /// may not be touched is an error.
     pub fn new(name: &str) -> Result<Self> {
-        let fail = |what: &'static str, source: io::Error| Error::Interface { name: name.into(), what, source };
+        let fail = |what: &'static str, source: io::Error| Error::Interface {
+            name: name.into(),
+            what,
+            source,
+        };
         let index = index_of(name).map_err(|e| fail("there is no such interface", e))?;
         // SAFETY: plain system call; the result is checked.
         let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
@@ -97,7 +101,8 @@ impl Takeover {
     fn ioctl(&self, command: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
         // SAFETY: the interface ioctls read and write one ifreq, which lives through the call, and
         // what its data pointer names, which the callers keep alive.
-        let rc = unsafe { libc::ioctl(self.socket.as_raw_fd(), command, std::ptr::from_mut(request)) };
+        let rc =
+            unsafe { libc::ioctl(self.socket.as_raw_fd(), command, std::ptr::from_mut(request)) };
         if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -262,7 +267,13 @@ fn bound_to(fd: i32, index: i32) -> bool {
     let (mut domain, mut len) = (0i32, size_of::<i32>() as u32);
     // SAFETY: live locals and their sizes; not a socket makes the call fail.
     let rc = unsafe {
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_DOMAIN, (&raw mut domain).cast(), &raw mut len)
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_DOMAIN,
+            (&raw mut domain).cast(),
+            &raw mut len,
+        )
     };
     if rc != 0 || domain != libc::AF_PACKET {
         return false;

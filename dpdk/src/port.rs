@@ -114,7 +114,8 @@ impl Port {
         self.configure(config.rx_queues)?;
         let (mut rx, mut tx) = (config.descriptors, 0u16);
         // SAFETY: both pointers are to live locals.
-        let rc = unsafe { sys::rte_eth_dev_adjust_nb_rx_tx_desc(self.id, &raw mut rx, &raw mut tx) };
+        let rc =
+            unsafe { sys::rte_eth_dev_adjust_nb_rx_tx_desc(self.id, &raw mut rx, &raw mut tx) };
         if rc != 0 && rc != -libc::ENOTSUP {
             self.check("choosing the ring size", rc)?;
         }
@@ -122,7 +123,14 @@ impl Port {
             // SAFETY: the port is configured and stopped; the pool lives for ever; a null
             // configuration means the driver's default.
             self.check("setting up a receive queue", unsafe {
-                sys::rte_eth_rx_queue_setup(self.id, queue, rx, u32::MAX, std::ptr::null(), pool.as_ptr())
+                sys::rte_eth_rx_queue_setup(
+                    self.id,
+                    queue,
+                    rx,
+                    u32::MAX,
+                    std::ptr::null(),
+                    pool.as_ptr(),
+                )
             })?;
         }
         // SAFETY: the port is configured.

@@ -14,7 +14,9 @@ fn main() {
         .range_version("22.11".."23")
         .probe("libdpdk")
         .unwrap_or_else(|e| {
-            panic!("DPDK 22.11 was not found ({e}); on Debian 12: apt install libdpdk-dev libclang-dev")
+            panic!(
+                "DPDK 22.11 was not found ({e}); on Debian 12: apt install libdpdk-dev libclang-dev"
+            )
         });
 
     // The pkg-config crate hands on include paths and libraries, not these two flags.

@@ -73,7 +73,12 @@ impl FileSource {
             self.clock = self.clock.max(record.timestamp_ns);
             packet.stamp(
                 record.timestamp_ns,
-                Meta { clock_ns: self.clock, wire_len: record.wire_len, link: record.link, flags: 0 },
+                Meta {
+                    clock_ns: self.clock,
+                    wire_len: record.wire_len,
+                    link: record.link,
+                    flags: 0,
+                },
             );
             burst.push(packet);
             reader.consume();

@@ -124,7 +124,8 @@ impl PortSource {
                 Some(us) if kind.stamps_microseconds => us * 1000,
                 _ => now,
             };
-            self.clock = self.clock.max(if kind.is_file { timestamp } else { clock.max(timestamp) });
+            self.clock =
+                self.clock.max(if kind.is_file { timestamp } else { clock.max(timestamp) });
             let wire_len = packet.len();
             packet.stamp(timestamp, Meta { clock_ns: self.clock, wire_len, link: ETHERNET, flags });
         }

@@ -158,7 +158,8 @@ impl CaptureReader {
             }
             Ok(Some(found)) => {
                 self.current = found.size;
-                let data = self.input.data().get(found.at..found.at + found.len).unwrap_or_default();
+                let data =
+                    self.input.data().get(found.at..found.at + found.len).unwrap_or_default();
                 Ok(Some(Record {
                     timestamp_ns: found.timestamp_ns,
                     wire_len: found.wire_len.max(found.len as u32),
@@ -180,7 +181,9 @@ impl CaptureReader {
         match stop {
             Stop::Cut => Trouble::Cut { path, at },
             Stop::Corrupt(what) => Trouble::Corrupt { path, at, what },
-            Stop::Io(source) if source.kind() == io::ErrorKind::UnexpectedEof => Trouble::Cut { path, at },
+            Stop::Io(source) if source.kind() == io::ErrorKind::UnexpectedEof => {
+                Trouble::Cut { path, at }
+            }
             Stop::Io(source) => Trouble::Io { path, at, source },
         }
     }
@@ -248,7 +251,9 @@ impl CaptureReader {
         let big = self.big_endian;
         let block = self.input.data().get(..size).unwrap_or_default();
         // The fixed part of each block, its header of 8 and the trailing length of 4 included.
-        let at_least = |n: usize| if size < n { Err(Stop::Corrupt("a block too short for its kind")) } else { Ok(()) };
+        let at_least = |n: usize| {
+            if size < n { Err(Stop::Corrupt("a block too short for its kind")) } else { Ok(()) }
+        };
         match kind {
             // Interface description.
             1 => {
@@ -259,11 +264,16 @@ impl CaptureReader {
             // Enhanced packet, and the obsolete packet block with a 16-bit interface number.
             6 | 2 => {
                 at_least(32)?;
-                let number = if kind == 6 { word(block, 8, big) as usize } else { usize::from(half(block, 8, big)) };
+                let number = if kind == 6 {
+                    word(block, 8, big) as usize
+                } else {
+                    usize::from(half(block, 8, big))
+                };
                 let Some(i) = interfaces.get(number) else {
                     return Err(Stop::Corrupt("a packet of an interface that was not described"));
                 };
-                let units = (u64::from(word(block, 12, big)) << 32) | u64::from(word(block, 16, big));
+                let units =
+                    (u64::from(word(block, 12, big)) << 32) | u64::from(word(block, 16, big));
                 let len = word(block, 20, big) as usize;
                 if len > size - 32 {
                     return Err(Stop::Corrupt("a packet longer than its block"));
@@ -472,11 +482,15 @@ mod tests {
         };
         let epb = |interface: u32, units: u64, data: &[u8]| {
             let len = data.len() as u32;
-            let head = [w(interface), w((units >> 32) as u32), w(units as u32), w(len), w(len)].concat();
+            let head =
+                [w(interface), w((units >> 32) as u32), w(units as u32), w(len), w(len)].concat();
             block(6, &[&head[..], data].concat())
         };
         [
-            block(SECTION, &[&w(0x1a2b_3c4d)[..], &h(1), &h(0), &w(u32::MAX), &w(u32::MAX)].concat()),
+            block(
+                SECTION,
+                &[&w(0x1a2b_3c4d)[..], &h(1), &h(0), &w(u32::MAX), &w(u32::MAX)].concat(),
+            ),
             idb(1, 9),
             idb(101, 0x94),
             epb(0, 5_000_000_001, b"first"),
@@ -549,7 +563,9 @@ mod tests {
 
     #[test]
     fn a_file_cut_anywhere_gives_what_is_before_and_says_so() {
-        for whole in [pcap(PCAP_NANO, false, &[(1, 0, b"abcdef"), (2, 0, b"ghijkl")]), pcapng(false)] {
+        for whole in
+            [pcap(PCAP_NANO, false, &[(1, 0, b"abcdef"), (2, 0, b"ghijkl")]), pcapng(false)]
+        {
             let (all, _) = read(&whole, 4096);
             for n in 28..whole.len() {
                 let (seen, trouble) = read(&whole[..n], 4096);
@@ -603,6 +619,8 @@ mod tests {
         assert!(open("empty", Some(b"")).contains("it is empty"));
         assert!(open("short", Some(&[0xd4, 0xc3])).contains("shorter"));
         assert!(open("text", Some(&[b'a'; 100])).contains("not a capture file"));
-        assert!(CaptureReader::open(dir.path(), 64).err().unwrap().to_string().contains("directory"));
+        assert!(
+            CaptureReader::open(dir.path(), 64).err().unwrap().to_string().contains("directory")
+        );
     }
 }

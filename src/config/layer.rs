@@ -106,7 +106,9 @@ struct Alone {
 
 impl Layer {
     /// Reads `MALAKOCUT_<OPTION>` for every option; empty ones count as not set.
-    pub fn from_environment(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
+    pub fn from_environment(
+        lookup: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ConfigError> {
         let command = Alone::command();
         let mut args = vec![OsString::from("environment")];
         let mut names = Vec::new();
@@ -127,13 +129,13 @@ impl Layer {
             .try_get_matches_from(args)
             .and_then(|m| Alone::from_arg_matches(&m))
             .map_err(|e| {
-                let mut text = e.to_string();
-                for (flag, name) in names {
-                    text = text.replace(&flag, &name);
-                }
-                let first = text.lines().next().unwrap_or_default();
-                ConfigError::Bad(first.trim_start_matches("error: ").to_owned())
-            })?;
+            let mut text = e.to_string();
+            for (flag, name) in names {
+                text = text.replace(&flag, &name);
+            }
+            let first = text.lines().next().unwrap_or_default();
+            ConfigError::Bad(first.trim_start_matches("error: ").to_owned())
+        })?;
         Ok(parsed.layer)
     }
 
@@ -162,7 +164,10 @@ impl Layer {
     }
 
     fn has_source(&self) -> bool {
-        self.interface.is_some() || !self.vdev.is_empty() || !self.pci.is_empty() || !self.read.is_empty()
+        self.interface.is_some()
+            || !self.vdev.is_empty()
+            || !self.pci.is_empty()
+            || !self.read.is_empty()
     }
 
     /// The one kind of source that is given.
@@ -180,7 +185,8 @@ impl Layer {
             Ok([source]) => Ok(Some(source)),
             Err(none) if none.is_empty() => Ok(None),
             Err(_) => Err(ConfigError::Bad(
-                "give one of --interface, --vdev, --pci and --read (the last three may repeat)".into(),
+                "give one of --interface, --vdev, --pci and --read (the last three may repeat)"
+                    .into(),
             )),
         }
     }

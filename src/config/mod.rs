@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-pub use layer::{Layer, Switch, SummaryFormat};
+pub use layer::{Layer, SummaryFormat, Switch};
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_FILE: &str = "/etc/malakocut/malakocut.toml";
@@ -103,7 +103,8 @@ impl Config {
 
     fn of(l: Layer) -> Result<Self, ConfigError> {
         let bad = |text: String| Err(ConfigError::Bad(text));
-        let source = l.source()?.unwrap_or_else(|| SourceConfig::Interface(DEFAULT_INTERFACE.into()));
+        let source =
+            l.source()?.unwrap_or_else(|| SourceConfig::Interface(DEFAULT_INTERFACE.into()));
         let is_file = matches!(source, SourceConfig::Files(_));
         let wants_log = l.exporter.iter().any(|e| e == "file");
         if let Some(unknown) = l.exporter.iter().find(|e| !matches!(e.as_str(), "file" | "none")) {
@@ -143,7 +144,8 @@ fn from_file(path: &Path) -> Result<Layer, ConfigError> {
     let text = fs::read_to_string(path)
         .map_err(|e| ConfigError::Bad(format!("configuration {}: {e}", path.display())))?;
     toml::from_str(&text).map_err(|e| {
-        let line = e.span().map_or(0, |s| 1 + text.get(..s.start).unwrap_or("").matches('\n').count());
+        let line =
+            e.span().map_or(0, |s| 1 + text.get(..s.start).unwrap_or("").matches('\n').count());
         ConfigError::Bad(format!("configuration {}, line {line}: {}", path.display(), e.message()))
     })
 }
@@ -183,7 +185,10 @@ mod tests {
         let file = "max_flows = 1\nidle_timeout = 10\nactive_timeout = 20\n";
         let env = [("MALAKOCUT_MAX_FLOWS", "2"), ("MALAKOCUT_IDLE_TIMEOUT", "30")];
         let c = parse(&["--max-flows", "3"], &env, file).unwrap();
-        assert_eq!((c.max_flows, c.idle_timeout.as_secs(), c.active_timeout.as_secs()), (3, 30, 20));
+        assert_eq!(
+            (c.max_flows, c.idle_timeout.as_secs(), c.active_timeout.as_secs()),
+            (3, 30, 20)
+        );
         let c = parse(&[], &[("MALAKOCUT_MAX_FLOWS", "")], "").unwrap();
         assert_eq!((c.max_flows, c.idle_timeout.as_secs()), (1_000_000, 60));
         assert_eq!(c.source, SourceConfig::Interface("enp3s0".into()));
@@ -193,7 +198,8 @@ mod tests {
     #[test]
     fn a_source_hides_the_sources_of_lower_layers() {
         let env = [("MALAKOCUT_INTERFACE", "eth7")];
-        let c = parse(&["--read", "a,b=c.pcap", "--read", "d"], &env, "pci = [\"0000:01:00.0\"]").unwrap();
+        let c = parse(&["--read", "a,b=c.pcap", "--read", "d"], &env, "pci = [\"0000:01:00.0\"]")
+            .unwrap();
         assert_eq!(c.source, SourceConfig::Files(vec!["a,b=c.pcap".into(), "d".into()]));
         assert!(!c.journal && c.summary == Some(SummaryFormat::Text));
         let c = parse(&[], &env, "pci = [\"0000:01:00.0\"]").unwrap();
@@ -226,7 +232,9 @@ mod tests {
 
     #[test]
     fn the_originals_spellings_and_sizes_with_units() {
-        let c = parse(&["-interface", "eth1", "-debug", "-max-flows=7", "-exporter", "none"], &[], "").unwrap();
+        let c =
+            parse(&["-interface", "eth1", "-debug", "-max-flows=7", "-exporter", "none"], &[], "")
+                .unwrap();
         assert_eq!(c.source, SourceConfig::Interface("eth1".into()));
         assert!(c.debug && c.max_flows == 7);
         let c = parse(&["--rotate-size", "2GiB", "--journal", "off"], &[], "").unwrap();

@@ -85,7 +85,9 @@ pub(super) fn de_seconds<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Durat
     from_value(d, seconds)
 }
 
-pub(super) fn de_some_seconds<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+pub(super) fn de_some_seconds<'de, D: Deserializer<'de>>(
+    d: D,
+) -> Result<Option<Duration>, D::Error> {
     from_value(d, some_seconds)
 }
 

@@ -307,7 +307,10 @@ mod tests {
 
     #[test]
     fn times_have_nine_decimals() {
-        assert_eq!(rfc3339(1_700_000_000_000_000_001).to_string(), "2023-11-14T22:13:20.000000001Z");
+        assert_eq!(
+            rfc3339(1_700_000_000_000_000_001).to_string(),
+            "2023-11-14T22:13:20.000000001Z"
+        );
         assert_eq!(rfc3339(0).to_string(), "1970-01-01T00:00:00.000000000Z");
         assert_eq!(rfc3339(u64::MAX).to_string(), "2554-07-21T23:34:33.709551615Z");
     }

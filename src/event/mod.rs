@@ -125,7 +125,8 @@ impl History {
     pub(crate) fn is_syn_then_rst(&self) -> bool {
         let text = self.as_str().trim_start_matches('^');
         let Some(rest) = text.strip_prefix('S') else { return false };
-        rest.split_once('R').is_some_and(|(between, _)| !between.contains(['H', 'A', 'F', 'I', 'G', 'Q']))
+        rest.split_once('R')
+            .is_some_and(|(between, _)| !between.contains(['H', 'A', 'F', 'I', 'G', 'Q']))
     }
 }
 

@@ -35,8 +35,15 @@ enum Entry {
     #[default]
     Free,
     /// The first part was seen; later ones have these ports.
-    Known { key: Key, ports: (u16, u16), clock: u64 },
-    Waiting { key: Key, pending: Pending },
+    Known {
+        key: Key,
+        ports: (u16, u16),
+        clock: u64,
+    },
+    Waiting {
+        key: Key,
+        pending: Pending,
+    },
 }
 
 impl Entry {
@@ -88,9 +95,9 @@ impl Fragments {
         let Some(ways) = self.entries.get_mut(set) else {
             return Join::Waits { pushed_out: None };
         };
-        let found = ways.iter().position(|e| {
-            e.key() == Some(&key) && clock.saturating_sub(e.clock()) <= LIFE_NS
-        });
+        let found = ways
+            .iter()
+            .position(|e| e.key() == Some(&key) && clock.saturating_sub(e.clock()) <= LIFE_NS);
         let way = found.unwrap_or_else(|| oldest(ways));
         let Some(entry) = ways.get_mut(way) else { return Join::Waits { pushed_out: None } };
         let before = std::mem::take(entry);

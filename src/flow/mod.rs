@@ -305,7 +305,8 @@ impl FlowTable {
 
     #[cold]
     fn evict(&mut self, clock: u64, sink: &mut impl EventSink) {
-        let place = if self.waiting.0 != NONE { self.waiting.0 } else { self.longest_idle_of_sample() };
+        let place =
+            if self.waiting.0 != NONE { self.waiting.0 } else { self.longest_idle_of_sample() };
         self.end(place, EndReason::Evicted, clock, sink);
         self.stats.evicted += 1;
     }

@@ -98,11 +98,8 @@ impl Flow {
     #[inline]
     pub(super) fn update(&mut self, arrival: &Arrival, side: usize) {
         let d = &arrival.decoded;
-        let count = Counts {
-            packets: 1,
-            bytes: u64::from(d.wire_len),
-            ip_bytes: u64::from(d.ip_len),
-        };
+        let count =
+            Counts { packets: 1, bytes: u64::from(d.wire_len), ip_bytes: u64::from(d.ip_len) };
         self.add(count, side, arrival.timestamp_ns, arrival.timestamp_ns, arrival.clock_ns);
         if !self.noted[side & 1] {
             self.note(d, side & 1);
@@ -111,7 +108,13 @@ impl Flow {
         match d.tuple.proto {
             proto::TCP if !later_fragment => {
                 self.tcp_flags |= d.tcp.flags;
-                self.tcp.segment(side, &d.tcp, d.payload_len, arrival.timestamp_ns, &mut self.history);
+                self.tcp.segment(
+                    side,
+                    &d.tcp,
+                    d.payload_len,
+                    arrival.timestamp_ns,
+                    &mut self.history,
+                );
             }
             // A later fragment is a part of a datagram that was noted by its first.
             proto::UDP if self.total[side & 1].packets == 1 => self.history.push(side, b'D'),
@@ -121,7 +124,14 @@ impl Flow {
 
     /// Adds counts that arrived between two moments.
     #[inline]
-    pub(super) fn add(&mut self, count: Counts, side: usize, first_ns: u64, last_ns: u64, clock: u64) {
+    pub(super) fn add(
+        &mut self,
+        count: Counts,
+        side: usize,
+        first_ns: u64,
+        last_ns: u64,
+        clock: u64,
+    ) {
         if self.total == self.reported {
             self.delta_clock = clock;
         }

@@ -73,7 +73,14 @@ fn delta(a: u32, b: u32) -> i32 {
 
 impl TcpTrack {
     /// Takes a segment in; `side` is 0 from the originator, 1 from the responder.
-    pub(super) fn segment(&mut self, side: usize, tcp: &Tcp, len: u32, now: u64, history: &mut History) {
+    pub(super) fn segment(
+        &mut self,
+        side: usize,
+        tcp: &Tcp,
+        len: u32,
+        now: u64,
+        history: &mut History,
+    ) {
         let side = side & 1;
         let flags = tcp.flags;
         let (syn, fin) = (flags & tcp_flag::SYN != 0, flags & tcp_flag::FIN != 0);
@@ -84,7 +91,10 @@ impl TcpTrack {
         let fresh = self.open_numbers(side, tcp.seq, past, syn);
         let relative = tcp.seq.wrapping_sub(self.ends[side].start);
         self.letters(side, flags, relative, len, history);
-        if tcp.window == 0 && !rst && self.ends[1 - side].state != End::Closed && self.ends[side].state != End::Reset
+        if tcp.window == 0
+            && !rst
+            && self.ends[1 - side].state != End::Closed
+            && self.ends[side].state != End::Reset
         {
             self.ends[side].zero_windows += 1;
             scaled(self.ends[side].zero_windows, side, b'W', history);
@@ -186,7 +196,9 @@ impl TcpTrack {
     fn advance(&mut self, side: usize, past: u32, flags: u8, len: u32) -> bool {
         let end = &mut self.ends[side];
         let step = delta(past, end.last);
-        if flags & (tcp_flag::SYN | tcp_flag::RST) != 0 && !(-LARGE_JUMP..=LARGE_JUMP).contains(&step) {
+        if flags & (tcp_flag::SYN | tcp_flag::RST) != 0
+            && !(-LARGE_JUMP..=LARGE_JUMP).contains(&step)
+        {
             return false;
         }
         if flags & tcp_flag::FIN != 0 && end.last == end.start.wrapping_add(1) {
@@ -301,7 +313,8 @@ impl TcpTrack {
     fn close(&mut self, side: usize) {
         self.ends[side].closed = true;
         let peer = self.ends[1 - side];
-        self.finished |= self.ends[side].state == End::Reset || peer.closed || peer.state == End::Inactive;
+        self.finished |=
+            self.ends[side].state == End::Reset || peer.closed || peer.state == End::Inactive;
     }
 
     /// Whether nothing more is to be expected.
@@ -324,7 +337,10 @@ impl TcpTrack {
         let [orig, resp] = &self.ends;
         if tcp.flags & tcp_flag::ACK != 0 {
             // Only where the connection's own SYN was never seen.
-            return orig.state == End::Inactive && side == 1 && self.finished && tcp.seq != resp.start;
+            return orig.state == End::Inactive
+                && side == 1
+                && self.finished
+                && tcp.seq != resp.start;
         }
         if side == 1 {
             let simultaneous = orig.state == End::SynSent && resp.state == End::Inactive;
@@ -338,7 +354,10 @@ impl TcpTrack {
     fn size(&self, side: usize) -> u32 {
         let (end, peer) = (&self.ends[side & 1], &self.ends[1 - (side & 1)]);
         let nothing_acked = end.acked == end.start || end.acked == end.start.wrapping_add(1);
-        if end.former == End::SynSent && end.state == End::Reset && peer.state == End::Inactive && !nothing_acked
+        if end.former == End::SynSent
+            && end.state == End::Reset
+            && peer.state == End::Inactive
+            && !nothing_acked
         {
             return 0;
         }
@@ -351,7 +370,9 @@ impl TcpTrack {
         let (o, r) = (self.ends[0].state, self.ends[1].state);
         let idle = |e: End| matches!(e, End::Inactive | End::Partial);
         if r == End::Reset {
-            return if o == End::SynSent || (o == End::Reset && self.size(0) == 0 && self.size(1) == 0) {
+            return if o == End::SynSent
+                || (o == End::Reset && self.size(0) == 0 && self.size(1) == 0)
+            {
                 ConnState::Rej
             } else if idle(o) {
                 ConnState::Rstrh

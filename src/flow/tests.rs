@@ -32,7 +32,17 @@ fn packet(at_s: f64, src: u8, sport: u16, dst: u8, dport: u16, proto: u8) -> Arr
     }
 }
 
-fn tcp(at_s: f64, src: u8, sport: u16, dst: u8, dport: u16, flags: u8, seq: u32, ack: u32) -> Arrival {
+#[allow(clippy::too_many_arguments, reason = "a packet on one line")]
+fn tcp(
+    at_s: f64,
+    src: u8,
+    sport: u16,
+    dst: u8,
+    dport: u16,
+    flags: u8,
+    seq: u32,
+    ack: u32,
+) -> Arrival {
     let mut a = packet(at_s, src, sport, dst, dport, proto::TCP);
     a.decoded.payload_len = 0;
     a.decoded.tcp = Tcp { seq, ack, window: 1000, flags };
@@ -69,9 +79,9 @@ fn deltas_sum_to_totals_whatever_the_bursts() {
     let mut sum = [Counts::default(); 2];
     for (n, e) in events.iter().enumerate() {
         assert_eq!(e.shred as usize, n);
-        for side in 0..2 {
-            sum[side].add(e.delta[side]);
-            assert_eq!(sum[side], e.total[side]);
+        for (side, sum) in sum.iter_mut().enumerate() {
+            sum.add(e.delta[side]);
+            assert_eq!(*sum, e.total[side]);
         }
         assert_eq!(e.end.is_some(), n == 3);
     }
@@ -264,7 +274,12 @@ fn icmp_answers_pair_and_errors_do_not() {
     };
     let events = run(
         &mut table(10),
-        &[icmp(0.0, 2, 1, 0, 0), icmp(0.1, 1, 2, 8, 0), icmp(0.2, 1, 2, 3, 3), icmp(0.3, 2, 1, 3, 3)],
+        &[
+            icmp(0.0, 2, 1, 0, 0),
+            icmp(0.1, 1, 2, 8, 0),
+            icmp(0.2, 1, 2, 3, 3),
+            icmp(0.3, 2, 1, 3, 3),
+        ],
         32,
     );
     assert_eq!(events.len(), 3);

@@ -9,6 +9,8 @@ use rtrb::Consumer;
 use super::segment::{Chunk, Exchange};
 use crate::status::{Counter, Counters, Turn};
 
+/// Bytes before each packet in a pcap file.
+const RECORD_HEADER: usize = 16;
 /// Packets taken from a ring at once.
 const TAKE: usize = 64;
 /// A chunk that is not full is handed over after this long.
@@ -102,8 +104,9 @@ impl Scribe {
 
     /// Writes that ring's next packet; false if it must wait for a chunk.
     fn append(&mut self, n: usize) -> bool {
-        let Some(link) = self.next_of(n).map(|p| p.meta().link) else { return true };
-        let Some(at) = self.chunk_for(link) else {
+        let Some(packet) = self.next_of(n) else { return true };
+        let (link, size) = (packet.meta().link, RECORD_HEADER + packet.len() as usize);
+        let Some(at) = self.chunk_for(link, size) else {
             if self.waits {
                 return false;
             }
@@ -117,9 +120,6 @@ impl Scribe {
             write_record(packet, chunk, scratch);
         }
         self.advance(n);
-        if self.open.get(at).is_some_and(|(c, _)| c.records.len() >= self.exchange.limit) {
-            self.hand_over(at);
-        }
         true
     }
 
@@ -138,10 +138,17 @@ impl Scribe {
         }
     }
 
-    /// The open chunk of a link type, or a new one if there is an empty one.
-    fn chunk_for(&mut self, link: u16) -> Option<usize> {
+    /// The open chunk of a link type with room for `size` bytes, or a new one if there is an empty
+    /// one.
+    fn chunk_for(&mut self, link: u16, size: usize) -> Option<usize> {
         if let Some(at) = self.open.iter().position(|(c, _)| c.link == link) {
-            return Some(at);
+            let full = self.open.get(at).is_some_and(|(c, _)| {
+                c.packets > 0 && c.records.len() + size > self.exchange.limit
+            });
+            if !full {
+                return Some(at);
+            }
+            self.hand_over(at);
         }
         let mut chunk = self.exchange.empty.try_recv().ok()?;
         chunk.link = link;
@@ -192,12 +199,8 @@ fn write_record(packet: &Mbuf, chunk: &mut Chunk, scratch: &mut Vec<u8>) {
     }
     // The record header of draft-ietf-opsawg-pcap; pcap-file's own writer copies the data once more.
     let kept = data.len() as u32;
-    let header = [
-        (ns / 1_000_000_000) as u32,
-        (ns % 1_000_000_000) as u32,
-        kept,
-        meta.wire_len.max(kept),
-    ];
+    let header =
+        [(ns / 1_000_000_000) as u32, (ns % 1_000_000_000) as u32, kept, meta.wire_len.max(kept)];
     header.iter().for_each(|word| chunk.records.extend_from_slice(&word.to_le_bytes()));
     chunk.records.extend_from_slice(data);
     chunk.packets += 1;

@@ -49,7 +49,7 @@ const FILE_HEADER: u64 = 24;
 pub(super) struct Exchange {
     pub(super) full: Sender<Chunk>,
     pub(super) empty: Receiver<Chunk>,
-    /// Bytes at which a chunk is handed over.
+    /// Bytes that a chunk holds at most, unless one record alone is larger.
     pub(super) limit: usize,
 }
 
@@ -82,12 +82,12 @@ pub fn start(config: JournalConfig) -> Result<(super::Scribe, Writer), JournalEr
     // Fails now, not at the first packet, where we may not write.
     let probe = config.directory.join(".write-test");
     File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(directory)?;
-    let limit = CHUNK_BYTES.min(config.rotate_size) as usize;
+    let limit = CHUNK_BYTES.min(config.rotate_size - FILE_HEADER) as usize;
     let (full_tx, full_rx) = bounded::<Chunk>(CHUNKS);
     let (empty_tx, empty_rx) = bounded::<Chunk>(CHUNKS);
     for _ in 0..CHUNKS {
-        // The largest packet may start just below the limit.
-        let records = Vec::with_capacity(limit + SNAPLEN as usize + 16);
+        // A packet larger than the limit has a chunk to itself.
+        let records = Vec::with_capacity(limit.max(SNAPLEN as usize + 16));
         let _ = empty_tx.send(Chunk { records, ..Chunk::default() });
     }
     let published = Arc::new(Published::default());
@@ -145,7 +145,10 @@ impl Segments {
                 Err(e) => {
                     self.counters.add(Counter::JournalNoSpace, chunk.packets);
                     if !warned {
-                        tracing::error!("journal {}: {e}; packets are not kept", self.config.directory.display());
+                        tracing::error!(
+                            "journal {}: {e}; packets are not kept",
+                            self.config.directory.display()
+                        );
                         warned = true;
                     }
                 }

@@ -124,7 +124,11 @@ struct Network {
 pub fn decode(frame: &Frame<'_>) -> Result<Decoded, Reject> {
     let mut out = Decoded { wire_len: frame.wire_len, ..Decoded::default() };
     let network = walk_link(frame, &mut out)?;
-    if network.v6 { ipv6(frame, network.at, &mut out)? } else { ipv4(frame, network.at, &mut out)? }
+    if network.v6 {
+        ipv6(frame, network.at, &mut out)?;
+    } else {
+        ipv4(frame, network.at, &mut out)?;
+    }
     Ok(out)
 }
 
@@ -136,7 +140,8 @@ pub fn steer(frame: &Frame<'_>) -> u32 {
     let Ok(network) = walk_link(frame, &mut scratch) else { return 0 };
     let (first, len) = if network.v6 { (8, 16) } else { (12, 4) };
     let at = network.at + first;
-    let (Some(src), Some(dst)) = (frame.data.get(at..at + len), frame.data.get(at + len..at + 2 * len))
+    let (Some(src), Some(dst)) =
+        (frame.data.get(at..at + len), frame.data.get(at + len..at + 2 * len))
     else {
         return 0;
     };
@@ -295,7 +300,8 @@ fn nflog(data: &[u8]) -> Result<Network, Reject> {
         let Some([l0, l1, t0, t1]) = data.get(at..).and_then(|d| d.first_chunk::<4>()) else {
             return Err(Reject::ShortLink);
         };
-        let (len, kind) = (usize::from(u16::from_le_bytes([*l0, *l1])), u16::from_le_bytes([*t0, *t1]));
+        let (len, kind) =
+            (usize::from(u16::from_le_bytes([*l0, *l1])), u16::from_le_bytes([*t0, *t1]));
         if kind & 0x7fff == 9 {
             return by_version(data, at + 4).ok_or(Reject::OtherLinkType);
         }
@@ -407,7 +413,12 @@ fn ipv6(frame: &Frame<'_>, at: usize, out: &mut Decoded) -> Result<(), Reject> {
 
 /// Reads the transport header `header_len` bytes into the IP packet at `at`.
 #[inline]
-fn transport(frame: &Frame<'_>, at: usize, header_len: usize, out: &mut Decoded) -> Result<(), Reject> {
+fn transport(
+    frame: &Frame<'_>,
+    at: usize,
+    header_len: usize,
+    out: &mut Decoded,
+) -> Result<(), Reject> {
     let sent = (out.ip_len as usize).saturating_sub(header_len);
     let start = at + header_len;
     let end = (start + sent).min(frame.data.len());

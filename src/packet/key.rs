@@ -65,8 +65,11 @@ impl FlowKey {
     #[inline]
     pub fn of(t: &Tuple) -> (Self, bool) {
         let from_a = t.one_way || (t.src, t.sport) <= (t.dst, t.dport);
-        let (a, b, pa, pb) =
-            if from_a { (t.src, t.dst, t.sport, t.dport) } else { (t.dst, t.src, t.dport, t.sport) };
+        let (a, b, pa, pb) = if from_a {
+            (t.src, t.dst, t.sport, t.dport)
+        } else {
+            (t.dst, t.src, t.dport, t.sport)
+        };
         let flags = if t.v6 { V6 } else { 0 } | if t.one_way { ONE_WAY } else { 0 };
         let rest =
             (u64::from(pa) << 48) | (u64::from(pb) << 32) | (u64::from(t.proto) << 8) | flags;
@@ -131,8 +134,13 @@ mod tests {
             proto: proto::UDP,
             ..Default::default()
         };
-        let back =
-            Tuple { src: there.dst, dst: there.src, sport: there.dport, dport: there.sport, ..there };
+        let back = Tuple {
+            src: there.dst,
+            dst: there.src,
+            sport: there.dport,
+            dport: there.sport,
+            ..there
+        };
         let ((k1, d1), (k2, d2)) = (FlowKey::of(&there), FlowKey::of(&back));
         assert_eq!(k1, k2);
         assert_ne!(d1, d2);

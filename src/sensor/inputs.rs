@@ -88,7 +88,10 @@ impl Prepared {
             tracing::info!("interface {name} was down; it is up while we run");
         }
         if !takeover.changed().is_empty() {
-            tracing::info!("interface {name}: switched off while we run: {}", takeover.changed().join(", "));
+            tracing::info!(
+                "interface {name}: switched off while we run: {}",
+                takeover.changed().join(", ")
+            );
         }
         self.takeovers.push(takeover);
         Ok(())
@@ -113,10 +116,15 @@ impl Prepared {
         let is_af_packet = name.starts_with("net_af_packet");
         if is_af_packet {
             let Some(interface) = &interface else {
-                return Err(RunError::Input(format!("--vdev {text}: it names no interface (iface=NAME)")));
+                return Err(RunError::Input(format!(
+                    "--vdev {text}: it names no interface (iface=NAME)"
+                )));
             };
             self.take_over(interface)?;
-            if values("framecnt").is_empty() && values("framesz").is_empty() && values("blocksz").is_empty() {
+            if values("framecnt").is_empty()
+                && values("framesz").is_empty()
+                && values("blocksz").is_empty()
+            {
                 with_ring = format!("{args},{AF_PACKET_RING}");
             }
             // A frame of the ring must fit one buffer.
@@ -140,7 +148,8 @@ impl Prepared {
     /// Starts DPDK with memory for `buffers` packets beside what the devices hold.
     pub(super) fn start(self, buffers: u32, workers: u16) -> Result<Started, RunError> {
         let buffers = buffers + self.preloaded;
-        let queue_buffers = if self.pci.is_empty() { 0 } else { u32::from(DESCRIPTORS) * u32::from(workers) * 2 };
+        let queue_buffers =
+            if self.pci.is_empty() { 0 } else { u32::from(DESCRIPTORS) * u32::from(workers) * 2 };
         let count = buffers + queue_buffers;
         let memory = choose_memory(count, self.room, self.is_files());
         let eal = Eal::init(&EalConfig { memory, pci: self.pci.clone() })?;
@@ -194,7 +203,10 @@ pub(super) enum Queues {
     File(Box<Source>),
     /// The queues of each port; `spread` if each port gives both directions of a flow to one
     /// queue, the same on all ports.
-    Ports { queues: Vec<Vec<(RxQueue, PortKind)>>, spread: bool },
+    Ports {
+        queues: Vec<Vec<(RxQueue, PortKind)>>,
+        spread: bool,
+    },
 }
 
 impl Queues {
@@ -202,7 +214,9 @@ impl Queues {
     pub(super) fn shape(&self) -> (usize, bool) {
         match self {
             Self::File(_) => (1, false),
-            Self::Ports { queues, spread } => (queues.iter().map(Vec::len).min().unwrap_or(0), *spread),
+            Self::Ports { queues, spread } => {
+                (queues.iter().map(Vec::len).min().unwrap_or(0), *spread)
+            }
         }
     }
 
@@ -246,8 +260,8 @@ fn start_port(
         port.promiscuous()?;
     }
     tracing::info!("port {}: driver {}, {rx_queues} receive queue(s)", port.name(), info.driver);
-    let symmetric = info.has_rss() || info.driver == "net_af_packet";
-    Ok((queues.into_iter().map(|q| (q, kind)).collect(), symmetric))
+    // The kernel's fanout hashes ports, which fragments lack: its queues do not keep a flow together.
+    Ok((queues.into_iter().map(|q| (q, kind)).collect(), info.has_rss()))
 }
 
 /// Hugepages if enough are free, else ordinary pages; files never need hugepages.

@@ -32,7 +32,7 @@ use plan::Plan;
 use summary::{Highlights, Summary};
 
 /// Packets between the dealing lcore and a worker, and between a worker and the journal.
-const STEER_RING: usize = 1024;
+const STEER_RING: usize = 8192;
 const JOURNAL_RING: usize = 4096;
 /// Events between a worker and the control thread.
 const EVENT_RING: usize = 8192;
@@ -92,7 +92,8 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     let stop = stop_flag().map_err(RunError::Signals)?;
     let started = prepared.start(buffers(lcores.len(), journal.is_some()), lcores.len() as u16)?;
     let mut running = Running::start(config, &lcores, started, journal)?;
-    let mut outputs = Outputs { log, highlights: Highlights::default(), debug: config.debug, failed: false };
+    let mut outputs =
+        Outputs { log, highlights: Highlights::default(), debug: config.debug, failed: false };
     let begun = Instant::now();
     running.attend(&stop, &mut outputs);
     let elapsed = begun.elapsed();
@@ -176,7 +177,8 @@ impl Running {
         for (lcore, tasks) in lcores.iter().zip(tasks) {
             let board = Arc::new(Published::default());
             let (theirs, shared) = (Arc::clone(&board), Arc::clone(&shared));
-            let thread = lcore::spawn(&eal, lcore, move || crate::worker::run(tasks, &shared, &theirs))?;
+            let thread =
+                lcore::spawn(&eal, lcore, move || crate::worker::run(tasks, &shared, &theirs))?;
             threads.push((lcore.id, thread, board));
         }
         Ok(Self { inputs, lcores: threads, events, writer, shared, workers })
@@ -233,7 +235,11 @@ impl Running {
                 .filter(|(_, n)| *n > 0)
                 .map(|(name, n)| format!("{name} {n}"))
                 .collect();
-            tracing::warn!("{} packets lost since the last report; in all: {}", lost - *lost_before, reasons.join(", "));
+            tracing::warn!(
+                "{} packets lost since the last report; in all: {}",
+                lost - *lost_before,
+                reasons.join(", ")
+            );
         }
         *lost_before = lost;
     }

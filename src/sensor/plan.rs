@@ -24,7 +24,8 @@ impl Plan {
             return Self { scribe, steer: None, workers };
         }
         // Dealing takes most of an lcore; of two it shares the first worker's.
-        let dealt = if workers.len() > 2 { workers.get(1..).unwrap_or_default().to_vec() } else { workers };
+        let dealt =
+            if workers.len() > 2 { workers.get(1..).unwrap_or_default().to_vec() } else { workers };
         Self { scribe, steer: Some(first), workers: dealt }
     }
 }
@@ -33,7 +34,12 @@ impl Plan {
 mod tests {
     use super::*;
 
-    fn plan(lcores: usize, queues: usize, spread: bool, journal: bool) -> (Option<usize>, Option<usize>, Vec<usize>) {
+    fn plan(
+        lcores: usize,
+        queues: usize,
+        spread: bool,
+        journal: bool,
+    ) -> (Option<usize>, Option<usize>, Vec<usize>) {
         let p = Plan::new(lcores, queues, spread, journal);
         (p.scribe, p.steer, p.workers)
     }

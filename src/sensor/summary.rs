@@ -184,7 +184,8 @@ impl Summary<'_> {
             let [protocol, orig, resp, state, took] = l.row.clone();
             vec![protocol, orig, resp, l.packets.to_string(), human(l.bytes), took, state]
         });
-        let header = ["proto", "originator", "responder", "packets", "bytes", "duration", "state, history"];
+        let header =
+            ["proto", "originator", "responder", "packets", "bytes", "duration", "state, history"];
         table(&mut out, "Largest flows", &header, &[3, 4, 5], rows);
         let mut hosts: Vec<(&IpAddr, &Host)> = self.highlights.hosts.iter().collect();
         hosts.sort_by_key(|(ip, h)| (Reverse(h.opened), **ip));

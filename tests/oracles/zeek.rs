@@ -69,7 +69,11 @@ fn rows_of(directory: &Path, pcap: &str, log: &str) -> Vec<Row> {
         }
     };
     let flows = sensor::flows(&run.events);
+    let in_log = expected.len();
     join_cut(&mut expected, &flows);
+    if expected.len() < in_log {
+        println!("# zeek: {pcap}: {in_log} rows, joined to {}", expected.len());
+    }
     let names = names(&expected);
     let matches = match_rows(&expected, &flows);
     let mut rows = Vec::new();
@@ -340,9 +344,9 @@ impl Expected {
             }
         }
         if matches!(flow.proto, 1 | 58) && !flipped {
-            let (want, ours) = (self.orig_p.map(u64::from), flow.icmp_type);
-            if want.is_some() && want != ours {
-                found.push(format!("icmp_type {want:?}, ours {ours:?}"));
+            let ours = flow.icmp_type.unwrap_or_default();
+            if let Some(want) = self.orig_p.filter(|&want| u64::from(want) != ours) {
+                found.push(format!("icmp_type {want}, ours {ours}"));
             }
         }
         found

@@ -46,3 +46,29 @@ int shim_log_to(shim_log_cb cb)
 	setvbuf(f, NULL, _IOLBF, 0);
 	return rte_openlog_stream(f);
 }
+
+/*
+ * The AF_PACKET driver of 22.11 joins its sockets to a fanout group with the
+ * DEFRAG flag, also a single one: the kernel then merges IP fragments and the
+ * driver cuts the result to a ring frame, without a word. A sensor must see
+ * what was on the wire. The driver has no option for it, so this definition,
+ * which the dynamic linker prefers to the C library's, takes the flag out of
+ * that one request and passes everything else on as it is.
+ */
+#include <linux/if_packet.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int setsockopt(int fd, int level, int name, const void *value, socklen_t len)
+{
+	int fanout;
+
+	if (level == SOL_PACKET && name == PACKET_FANOUT && len == sizeof(fanout)) {
+		memcpy(&fanout, value, sizeof(fanout));
+		fanout &= ~(PACKET_FANOUT_FLAG_DEFRAG << 16);
+		value = &fanout;
+	}
+	return (int)syscall(SYS_setsockopt, fd, level, name, value, len);
+}

@@ -1,0 +1,34 @@
+# make run    build malakocut and show what it finds in the capture that ships with it
+# make test   every check and test; installs what it needs
+# make build | lint | clean
+
+CARGO ?= cargo
+CAPTURE := tests/captures/home.pcap.gz
+
+.PHONY: run build test lint toolchain clean
+
+run: build
+	@scripts/setup-hugepages.sh || true
+	@echo
+	target/release/malakocut --read $(CAPTURE)
+
+build: toolchain
+	@scripts/install-packages.sh build
+	$(CARGO) build --release --locked
+
+test: toolchain
+	@scripts/install-packages.sh test
+	@$(MAKE) --no-print-directory lint
+	$(CARGO) test --workspace --locked --no-fail-fast
+	tests/setup_hugepages.sh
+
+lint: toolchain
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+toolchain:
+	@command -v $(CARGO) >/dev/null || { \
+		echo "cargo was not found: malakocut needs Rust 1.95 or later (rustup installs it)" >&2; exit 1; }
+
+clean:
+	$(CARGO) clean

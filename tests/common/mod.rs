@@ -1,0 +1,101 @@
+//! Runs the real binary and reads what it writes.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot run fails")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// The sensor's binary, built for this test run.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_malakocut");
+
+/// The capture that the project ships.
+pub fn home() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/captures/home.pcap.gz")
+}
+
+/// What its generator says is in it.
+pub fn home_truth() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/captures/home.truth.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The shipped capture, decompressed into `dir`.
+pub fn home_plain(dir: &Path) -> PathBuf {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(home()).unwrap();
+    flate2::read::MultiGzDecoder::new(file).read_to_end(&mut bytes).unwrap();
+    let path = dir.join("home.pcap");
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// A finished run.
+pub struct Run {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Run {
+    pub fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// The JSON summary, the last line of standard output.
+    pub fn summary(&self) -> Value {
+        let line =
+            self.stdout.lines().last().unwrap_or_else(|| panic!("no output: {}", self.stderr));
+        serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}\n{}", self.stderr))
+    }
+
+    /// The run, if it ended well.
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, Some(0), "{}", self.stderr);
+        self
+    }
+}
+
+/// The binary with a clean environment.
+pub fn command() -> Command {
+    let mut command = Command::new(BINARY);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("MALAKOCUT_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs the binary to its end.
+pub fn malakocut(args: &[&str]) -> Run {
+    Run::of(command().args(args).output().unwrap())
+}
+
+/// The events of a flow log.
+pub fn events(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+}
+
+/// A number of an event or summary.
+pub fn number(v: &Value, key: &str) -> u64 {
+    v[key].as_u64().unwrap_or_else(|| panic!("no {key} in {v}"))
+}
+
+/// The sum of an object's numbers.
+pub fn total(v: &Value) -> u64 {
+    v.as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum()
+}
+
+/// Whether this process is root.
+pub fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
+}

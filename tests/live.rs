@@ -1,0 +1,251 @@
+//! A real interface: a veth pair in a network namespace that the test makes itself, tcpreplay on
+//! one end, the AF_PACKET driver on the other.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot run fails")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use common::{Run, events, home_plain, home_truth, number, total};
+
+/// One at a time: two senders on a small machine would measure each other.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// A namespace with the pair `sender`-`mirror`, deleted when dropped.
+struct Pair(String);
+
+impl Pair {
+    /// `None`, with a message, where namespaces cannot be made.
+    fn new() -> Option<Self> {
+        for tool in ["ip", "tcpreplay", "ethtool"] {
+            if Command::new(tool)
+                .arg("-V")
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .is_err()
+            {
+                println!("skipped: {tool} is not installed");
+                return None;
+            }
+        }
+        let this = Self(format!("mk-test-{}", std::process::id()));
+        if !common::is_root() || !run("ip", &["netns", "add", &this.0]) {
+            println!("skipped: a network namespace needs root");
+            return None;
+        }
+        let inside = |args: &str| {
+            let all = format!("netns exec {} {args}", this.0);
+            assert!(run("ip", &all.split(' ').collect::<Vec<_>>()), "{args}");
+        };
+        // Router solicitations of the kernel's own would be packets nobody sent.
+        inside("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+        inside("ip link add name sender type veth peer name mirror");
+        inside("ip link set sender up");
+        inside("ip link set mirror up");
+        Some(this)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0, program]);
+        command
+    }
+
+    fn output(&self, program: &str, args: &[&str]) -> String {
+        let output = self.command(program).args(args).output().unwrap();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Starts the sensor on `mirror` and waits until it listens.
+    fn start(&self, dir: &Path, args: &[&str]) -> Child {
+        let mut child = self
+            .command(common::BINARY)
+            .args(["--summary", "json", "--data-dir", dir.to_str().unwrap()])
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(dir.join("stderr")).unwrap())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !fs::read_to_string(dir.join("stderr")).unwrap().contains("receive queue") {
+            assert!(
+                child.try_wait().unwrap().is_none(),
+                "{}",
+                fs::read_to_string(dir.join("stderr")).unwrap()
+            );
+            assert!(Instant::now() < deadline, "it does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        child
+    }
+
+    fn replay(&self, capture: &Path, loops: u32) {
+        let loops = loops.to_string();
+        self.output(
+            "tcpreplay",
+            &["-q", "--topspeed", "-l", &loops, "-i", "sender", capture.to_str().unwrap()],
+        );
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        run("ip", &["netns", "del", &self.0]);
+    }
+}
+
+fn run(program: &str, args: &[&str]) -> bool {
+    Command::new(program).args(args).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+}
+
+fn interrupt(child: Child) -> Run {
+    assert!(run("kill", &["-INT", &child.id().to_string()]));
+    Run::of(child.wait_with_output().unwrap()).ok()
+}
+
+#[test]
+fn every_packet_is_accounted_for_and_whole() {
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(pair) = Pair::new() else { return };
+    let truth = home_truth();
+    for (lcores, loops) in [("0@0", 3), ("0@0,1@0", 3), ("0@0,1@0,2@0", 3)] {
+        let dir = tempfile::tempdir().unwrap();
+        let capture = home_plain(dir.path());
+        let log = dir.path().join("flows");
+        let args = ["--interface", "mirror", "--lcores", lcores, "--flow-log", log.to_str().unwrap()];
+        let child = pair.start(dir.path(), &args);
+        pair.replay(&capture, loops);
+        let summary = interrupt(child).summary();
+        let sent = u64::from(loops) * number(&truth, "packets");
+        let drops = &summary["drops"];
+        let before_us = ["kernel", "left_in_ring", "nic_missed", "nic_errors", "no_buffer"];
+        let lost: u64 = before_us.iter().map(|k| number(drops, k)).sum();
+        assert_eq!(number(&summary, "packets") + lost, sent, "{lcores}: {summary}");
+        println!("{lcores}: {sent} sent, {lost} lost before us, drops {drops}");
+        let read =
+            number(&summary, "decoded") + total(&summary["not_ip"]) + total(&summary["malformed"]);
+        assert_eq!(number(&summary, "packets"), read + number(drops, "worker_ring_full"));
+        let journaled = number(&summary["journal"], "packets");
+        assert_eq!(
+            read,
+            journaled + number(drops, "journal_overload") + number(drops, "journal_no_space")
+        );
+        let in_flows: u64 = events(&log).iter().map(|e| number(e, "packets")).sum();
+        assert_eq!(in_flows, number(&summary, "decoded"));
+        if lost + number(drops, "worker_ring_full") == 0 {
+            // Fragments and VLAN tags as they were on the wire, not merged, cut or stripped.
+            assert_eq!(number(&summary, "bytes"), u64::from(loops) * number(&truth, "bytes"));
+            assert_eq!(number(&summary, "truncated"), 0);
+            assert!(events(&log).iter().any(|e| e["vlan"] == serde_json::json!([20])));
+        }
+    }
+}
+
+#[test]
+fn several_queue_pairs_are_all_read_and_flows_stay_together() {
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(pair) = Pair::new() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let capture = home_plain(dir.path());
+    let log = dir.path().join("flows");
+    let device = "net_af_packet0,iface=mirror,qpairs=2,blocksz=1048576,framesz=2048,framecnt=8192";
+    let args = ["--vdev", device, "--lcores", "0@0,1@0,2@0", "--flow-log", log.to_str().unwrap()];
+    let child = pair.start(dir.path(), &args);
+    pair.replay(&capture, 1);
+    let summary = interrupt(child).summary();
+    let lost = total(&summary["drops"]);
+    assert_eq!(number(&summary, "packets") + lost, number(&home_truth(), "packets"), "{summary}");
+    if lost == 0 {
+        // At top speed nothing idles out: the flows of the capture, no half of one.
+        assert_eq!(number(&summary, "flows"), number(&home_truth(), "flows"));
+    }
+}
+
+#[test]
+fn a_frame_larger_than_the_ring_is_counted_as_truncated() {
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(pair) = Pair::new() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    for end in ["sender", "mirror"] {
+        pair.output("ip", &["link", "set", end, "mtu", "9000"]);
+    }
+    // UDP of 5,000 bytes payload, 10.0.0.1:7 to 10.0.0.2:7.
+    let mut frame = [2u8, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0].to_vec();
+    frame.extend(5028u16.to_be_bytes());
+    frame.extend([0, 1, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 7, 0, 7]);
+    frame.extend(5008u16.to_be_bytes());
+    frame.extend([0; 5002]);
+    let word = |n: u32| n.to_le_bytes();
+    let header = [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65535, 1].map(word).concat();
+    let len = frame.len() as u32;
+    let capture = dir.path().join("jumbo.pcap");
+    fs::write(&capture, [header, [1, 0, len, len].map(word).concat(), frame].concat()).unwrap();
+    for (device, truncated) in [
+        ("net_af_packet0,iface=mirror", 10),
+        ("net_af_packet0,iface=mirror,blocksz=1048576,framesz=16384,framecnt=1024", 0),
+    ] {
+        let child = pair.start(dir.path(), &["--vdev", device]);
+        pair.replay(&capture, 10);
+        let summary = interrupt(child).summary();
+        assert_eq!((number(&summary, "packets"), number(&summary, "truncated")), (10, truncated));
+        // Its length is known all the same, from the IP header.
+        assert_eq!(number(&summary, "bytes"), 10 * u64::from(len));
+    }
+}
+
+#[test]
+fn the_interface_is_put_back_as_it_was() {
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(pair) = Pair::new() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    pair.output("ip", &["link", "set", "mirror", "down"]);
+    pair.output("ethtool", &["-K", "mirror", "gro", "on"]);
+    let state = || {
+        let link = pair.output("ip", &["-d", "-o", "link", "show", "mirror"]);
+        let flags = link.split(['<', '>']).nth(1).unwrap().replace(",LOWER_UP", "");
+        let promiscuity = link.split("promiscuity ").nth(1).unwrap().chars().next().unwrap();
+        (flags.contains(",UP"), promiscuity, pair.output("ethtool", &["-k", "mirror"]))
+    };
+    let before = state();
+    let child = pair.start(dir.path(), &["--interface", "mirror", "--journal", "off"]);
+    let during = state();
+    assert!(
+        during.0 && during.1 != '0' && during.2.contains("generic-receive-offload: off"),
+        "{during:?}"
+    );
+    interrupt(child);
+    assert_eq!(before, state());
+    // Even a killed sensor does not leave the interface promiscuous.
+    let mut child = pair.start(dir.path(), &["--interface", "mirror", "--journal", "off"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(state().1, '0');
+}
+
+#[test]
+fn an_idle_sensor_leaves_the_cpu_alone() {
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(pair) = Pair::new() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let child = pair.start(dir.path(), &["--interface", "mirror", "--journal", "off"]);
+    let ticks = || -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    std::thread::sleep(Duration::from_secs(1));
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(2));
+    let percent = (ticks() - before) as f64 / 2.0;
+    interrupt(child);
+    println!("idle: {percent} % of a CPU");
+    // Spinning would be 100; the figure itself is a benchmark's.
+    assert!(percent < 50.0);
+}
