@@ -119,7 +119,8 @@ fn every_packet_is_accounted_for_and_whole() {
         let dir = tempfile::tempdir().unwrap();
         let capture = home_plain(dir.path());
         let log = dir.path().join("flows");
-        let args = ["--interface", "mirror", "--lcores", lcores, "--flow-log", log.to_str().unwrap()];
+        let args =
+            ["--interface", "mirror", "--lcores", lcores, "--flow-log", log.to_str().unwrap()];
         let child = pair.start(dir.path(), &args);
         pair.replay(&capture, loops);
         let summary = interrupt(child).summary();

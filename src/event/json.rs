@@ -51,6 +51,9 @@ struct Line<'a> {
     dst_mac: Option<Mac>,
     #[serde(skip_serializing_if = "<[u16]>::is_empty")]
     vlan: &'a [u16],
+    /// Only where it differs from the originator's.
+    #[serde(skip_serializing_if = "<[u16]>::is_empty")]
+    resp_vlan: &'a [u16],
     protocol: Protocol,
     #[serde(skip_serializing_if = "Option::is_none")]
     tcp_flags: Option<Flags>,
@@ -113,7 +116,8 @@ impl<'a> Line<'a> {
             dst_port: ports.map(|p| p.1),
             src_mac: e.macs[0].map(Mac),
             dst_mac: e.macs[1].map(Mac),
-            vlan: e.vlans.get(..usize::from(e.vlan_count)).unwrap_or_default(),
+            vlan: e.vlans[0].ids(),
+            resp_vlan: if e.vlans[1] == e.vlans[0] { &[] } else { e.vlans[1].ids() },
             protocol: Protocol(protocol),
             tcp_flags: tcp.then_some(Flags(e.tcp_flags)),
             bytes: sum(&e.delta, |c| c.bytes),

@@ -5,7 +5,7 @@
 
 mod json;
 
-use crate::packet::{FlowKey, VLANS};
+use crate::packet::{FlowKey, Vlans};
 
 pub use json::{EventWriter, community_id, protocol_name, rfc3339};
 
@@ -160,9 +160,8 @@ pub struct FlowEvent {
     pub icmp: (u8, u8),
     /// Originator's and responder's.
     pub macs: [Option<[u8; 6]>; 2],
-    pub vlan_count: u8,
-    /// VLAN ids, outermost first; as many as `vlan_count` says.
-    pub vlans: [u16; VLANS],
+    /// Of the first frame of originator and responder.
+    pub vlans: [Vlans; 2],
     pub rtt_ns: Option<u64>,
     pub retransmits: u32,
 }

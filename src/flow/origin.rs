@@ -12,13 +12,21 @@ const SERVER_PORTS: [u16; 58] = [
 /// Where the ephemeral ports of most systems begin.
 const EPHEMERAL: u16 = 32768;
 
+/// Ports below 1024 from which clients speak: DHCP and DHCPv6.
+const CLIENT_PORTS: [u16; 2] = [68, 546];
+
 fn is_server(port: u16) -> bool {
-    (1..1024).contains(&port) || SERVER_PORTS.binary_search(&port).is_ok()
+    ((1..1024).contains(&port) && !CLIENT_PORTS.contains(&port))
+        || SERVER_PORTS.binary_search(&port).is_ok()
 }
 
 /// Whether the sender of a flow's first packet is its originator.
 pub(super) fn sender_opened(d: &Decoded) -> bool {
     let (sport, dport) = (d.tuple.sport, d.tuple.dport);
+    // A group opens nothing; a subnet's broadcast address shows only in the frame's.
+    if d.tuple.dst.is_group(d.tuple.v6) || (d.has_mac && d.dst_mac[0] & 1 != 0) {
+        return true;
+    }
     match d.tuple.proto {
         proto::TCP => match d.tcp.flags & (tcp_flag::SYN | tcp_flag::ACK) {
             tcp_flag::SYN => true,
@@ -48,7 +56,7 @@ fn by_service(sport: u16, dport: u16) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{Tcp, Tuple};
+    use crate::packet::{Addr, Tcp, Tuple};
 
     fn opened(proto: u8, sport: u16, dport: u16, flags: u8) -> bool {
         sender_opened(&Decoded {
@@ -57,6 +65,19 @@ mod tests {
             icmp: (sport as u8, dport as u8),
             ..Default::default()
         })
+    }
+
+    #[test]
+    fn a_group_address_is_never_the_originator() {
+        for (dst, v6) in [
+            (Addr::v4([255, 255, 255, 255]), false),
+            (Addr::v4([224, 0, 0, 251]), false),
+            (Addr::v6([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2]), true),
+        ] {
+            let tuple =
+                Tuple { dst, v6, sport: 67, dport: 68, proto: proto::UDP, ..Tuple::default() };
+            assert!(sender_opened(&Decoded { tuple, ..Decoded::default() }), "{dst:?}");
+        }
     }
 
     #[test]
@@ -77,7 +98,8 @@ mod tests {
         assert!(opened(proto::TCP, 50000, 50001, ACK));
         assert!(!opened(proto::UDP, 53, 33000, 0));
         assert!(opened(proto::UDP, 123, 123, 0));
-        assert!(!opened(proto::UDP, 67, 68, 0));
+        assert!(!opened(proto::UDP, 67, 68, 0) && opened(proto::UDP, 68, 67, 0));
+        assert!(!opened(proto::UDP, 547, 546, 0) && opened(proto::UDP, 546, 547, 0));
         assert!(opened(proto::UDP, 6881, 51413, 0));
         assert!(!opened(proto::ICMP, 0, 8, 0) && opened(proto::ICMP, 8, 0, 0));
         assert!(!opened(proto::ICMPV6, 136, 135, 0) && opened(proto::ICMPV6, 1, 4, 0));

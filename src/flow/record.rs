@@ -5,7 +5,7 @@ use super::tcp::TcpTrack;
 use super::timer::Link;
 use super::{Arrival, Timeouts};
 use crate::event::{ConnState, Counts, EndReason, FlowEvent, History};
-use crate::packet::{Decoded, FlowKey, VLANS, proto};
+use crate::packet::{Decoded, FlowKey, Vlans, proto};
 
 /// How long a closed connection stays to take in what still trails.
 pub(super) const LINGER_NS: u64 = 5_000_000_000;
@@ -42,8 +42,7 @@ pub(super) struct Flow {
     id: u64,
     reported: [Counts; 2],
     macs: [Option<[u8; 6]>; 2],
-    vlans: [u16; VLANS],
-    vlan_count: u8,
+    vlans: [Vlans; 2],
     icmp: (u8, u8),
 }
 
@@ -75,8 +74,7 @@ impl Flow {
             id,
             reported: [Counts::default(); 2],
             macs: [None; 2],
-            vlans: [0; VLANS],
-            vlan_count: 0,
+            vlans: [Vlans::default(); 2],
             icmp: arrival.decoded.icmp,
         }
     }
@@ -149,14 +147,8 @@ impl Flow {
             self.macs[side] = Some(d.src_mac);
             self.macs[1 - side].get_or_insert(d.dst_mac);
         }
-        for &id in d.vlans.iter().take(usize::from(d.vlan_count)) {
-            let known = usize::from(self.vlan_count);
-            if !self.vlans.iter().take(known).any(|&v| v == id)
-                && let Some(slot) = self.vlans.get_mut(known)
-            {
-                *slot = id;
-                self.vlan_count += 1;
-            }
+        if let Some(vlans) = self.vlans.get_mut(side) {
+            *vlans = d.vlans;
         }
     }
 
@@ -244,7 +236,6 @@ impl Flow {
             tcp_flags: self.tcp_flags,
             icmp: self.icmp,
             macs: self.macs,
-            vlan_count: self.vlan_count,
             vlans: self.vlans,
             rtt_ns: self.tcp.rtt_ns(),
             retransmits: self.tcp.retransmits(),

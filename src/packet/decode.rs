@@ -23,11 +23,31 @@ pub struct Frame<'a> {
 }
 
 /// VLAN ids kept of a frame; deeper tags are walked over.
-pub const VLANS: usize = 4;
+const VLANS: usize = 4;
 /// Tags, labels and shims walked over before the frame is called hostile.
 const MAX_TAGS: usize = 16;
 /// IPv6 extension headers walked over before the packet is called hostile.
 const MAX_EXTENSIONS: usize = 16;
+
+/// The VLAN ids of a frame, outermost first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vlans {
+    ids: [u16; VLANS],
+    len: u8,
+}
+
+impl Vlans {
+    fn push(&mut self, id: u16) {
+        if let Some(slot) = self.ids.get_mut(usize::from(self.len)) {
+            *slot = id;
+            self.len += 1;
+        }
+    }
+
+    pub fn ids(&self) -> &[u16] {
+        self.ids.get(..usize::from(self.len)).unwrap_or_default()
+    }
+}
 
 /// TCP header fields; all zero when the header was cut off by the capture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,9 +85,7 @@ pub struct Decoded {
     pub src_mac: [u8; 6],
     pub dst_mac: [u8; 6],
     pub has_mac: bool,
-    pub vlan_count: u8,
-    /// VLAN ids, outermost first.
-    pub vlans: [u16; VLANS],
+    pub vlans: Vlans,
     pub fragment: Option<Fragment>,
     /// Less was captured than was sent.
     pub truncated: bool,
@@ -215,11 +233,7 @@ fn tagged(data: &[u8], mut at: usize, out: &mut Decoded) -> Result<Network, Reje
             // 802.1Q, 802.1ad and their older numbers.
             0x8100 | 0x88a8 | 0x9100 | 0x9200 => {
                 let tag = be16(data, at + 2).ok_or(Reject::ShortLink)?;
-                let seen = usize::from(out.vlan_count);
-                if let Some(slot) = out.vlans.get_mut(seen) {
-                    *slot = tag & 0x0fff;
-                    out.vlan_count += 1;
-                }
+                out.vlans.push(tag & 0x0fff);
                 at += 4;
             }
             // VN-Tag: four bytes, then the next EtherType.
@@ -361,7 +375,9 @@ fn ipv6(frame: &Frame<'_>, at: usize, out: &mut Decoded) -> Result<(), Reject> {
     let bytes = frame.data.get(at..).unwrap_or_default();
     let header = Ipv6HeaderSlice::from_slice(bytes).map_err(|_| Reject::Ipv6Header)?;
     let claimed = match header.payload_length() {
-        0 => 0,
+        // A jumbogram says its length in a hop-by-hop option (RFC 2675); else nothing follows, and
+        // what is there is padding.
+        0 if header.next_header().0 == 0 || frame.wire_len > 65_535 => 0,
         payload => u32::from(payload) + 40,
     };
     settle_length(frame, at, claimed, out);
@@ -570,7 +586,7 @@ mod tests {
             assert_eq!((d.tuple.sport, d.tuple.dport, d.tuple.proto), (5000, 53, proto::UDP));
             assert_eq!((d.ip_len, d.payload_len), (33, 5));
             assert_eq!(&frame[d.payload_at as usize..][..5], b"hello");
-            assert_eq!(&d.vlans[..usize::from(d.vlan_count)], vlans);
+            assert_eq!(d.vlans.ids(), vlans);
             assert!(!d.truncated && !d.length_lies);
         }
     }

@@ -22,6 +22,11 @@ impl Addr {
         Self((wide >> 64) as u64, wide as u64)
     }
 
+    /// Whether this is a multicast or the broadcast address of its family.
+    pub fn is_group(self, v6: bool) -> bool {
+        if v6 { self.0 >> 56 == 0xff } else { self.0 >> 60 == 0xe || self.0 >> 32 == 0xffff_ffff }
+    }
+
     /// The address, given which family it is of.
     pub fn ip(self, v6: bool) -> IpAddr {
         if v6 {

@@ -7,7 +7,7 @@ mod decode;
 mod key;
 mod link;
 
-pub use decode::{Decoded, Fragment, Frame, Reject, Tcp, VLANS, decode, steer};
+pub use decode::{Decoded, Fragment, Frame, Reject, Tcp, Vlans, decode, steer};
 pub use key::{Addr, FlowKey, Tuple, icmp_counterpart};
 pub use link::Link;
 

@@ -195,7 +195,9 @@ fn assemble(deltas: &[&Value]) -> Flow {
         ip: last[ip].as_str().expect("an address").parse().expect("an address"),
         port: last[port].as_u64().map_or(0, |port| u16::try_from(port).expect("a port")),
     };
-    let vlans = deltas.iter().flat_map(|event| event["vlan"].as_array().into_iter().flatten());
+    let both = |event: &&Value| [event["vlan"].clone(), event["resp_vlan"].clone()];
+    let vlans =
+        deltas.iter().flat_map(both).flat_map(|ids| ids.as_array().cloned().unwrap_or_default());
     Flow {
         id: string("flow_id").expect("flow_id"),
         proto: protocol_number(last["protocol"].as_str().expect("protocol")),
