@@ -10,7 +10,7 @@ use dpdk::{Eal, EalConfig, Memory, Mempool};
 use malakocut::capture::{FileSource, Source};
 use malakocut::flow::{FlowTable, Timeouts};
 use malakocut::status::{Counter, Turn};
-use malakocut::worker::{Input, Worker};
+use malakocut::worker::{Input, Machine, Worker};
 use rtrb::RingBuffer;
 
 #[test]
@@ -44,7 +44,7 @@ fn no_allocation_per_packet_in_steady_state() {
     let (journal_tx, mut journal) = RingBuffer::new(4096);
     let input = Input::Source(Source::File(source));
     let mut worker =
-        Worker::new(input, FlowTable::new(100_000, timeouts, 1), events_tx, Some(journal_tx));
+        Worker::new(input, FlowTable::new(100_000, timeouts, 1, Machine), events_tx, Some(journal_tx));
 
     let mut turns = |worker: &mut Worker, until: u64| {
         let mut seen = 0;

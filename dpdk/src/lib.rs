@@ -2,6 +2,7 @@
 //!
 //! * [`eal`]: start DPDK once a process, attach devices, and keep its log lines.
 //! * [`mempool`], [`mbuf`]: packet buffers that free themselves and are shared by reference count.
+//! * [`memory`]: prefetch and large pages.
 //! * [`port`]: configure, start and read a port; each receive queue is handed out once.
 //! * [`lcore`]: threads pinned to CPUs and known to DPDK, so that they get a mempool cache.
 //! * [`netif`]: what the AF_PACKET driver leaves to others: promiscuous mode, offloads and the
@@ -13,6 +14,7 @@
 pub mod eal;
 pub mod lcore;
 pub mod mbuf;
+pub mod memory;
 pub mod mempool;
 pub mod netif;
 pub mod port;

@@ -5,7 +5,7 @@
 //! packets are read only; what writes to one checks that it holds the only reference.
 
 use std::ptr::NonNull;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use arrayvec::ArrayVec;
 use dpdk_sys as sys;
@@ -97,8 +97,10 @@ impl Mbuf {
     /// Whether this is the only reference.
     #[inline]
     pub fn is_unique(&self) -> bool {
-        // SAFETY: we hold a reference; the read is atomic.
-        unsafe { sys::shim_mbuf_refcnt(self.0.as_ptr()) == 1 }
+        // SAFETY: we hold a reference, so the field is valid and aligned; others only change it
+        // atomically.
+        let count = unsafe { AtomicU16::from_ptr(&raw mut (*self.0.as_ptr()).refcnt) };
+        count.load(Ordering::Acquire) == 1
     }
 
     /// The timestamp that the driver left, in its own unit, if it left one.

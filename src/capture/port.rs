@@ -94,6 +94,9 @@ impl PortSource {
 
     /// Polls each queue in turn until one has something.
     pub(super) fn poll(&mut self, burst: &mut Burst) -> Poll {
+        if self.stopping.is_some_and(|since| since.elapsed() > READ_OUT) {
+            return Poll::End;
+        }
         let before = burst.len();
         for _ in 0..self.queues.len() {
             let at = self.next;
@@ -149,10 +152,7 @@ impl PortSource {
     fn is_over(&self) -> bool {
         match self.stopping {
             None => self.queues.iter().all(|q| q.ended),
-            Some(since) => {
-                since.elapsed() > READ_OUT
-                    || self.queues.iter().all(|q| q.ended || q.empty_polls >= EMPTY_POLLS)
-            }
+            Some(_) => self.queues.iter().all(|q| q.ended || q.empty_polls >= EMPTY_POLLS),
         }
     }
 }

@@ -49,11 +49,11 @@ struct Line<'a> {
     src_mac: Option<Mac>,
     #[serde(skip_serializing_if = "Option::is_none")]
     dst_mac: Option<Mac>,
-    #[serde(skip_serializing_if = "<[u16]>::is_empty")]
-    vlan: &'a [u16],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    vlan: Vec<u16>,
     /// Only where it differs from the originator's.
-    #[serde(skip_serializing_if = "<[u16]>::is_empty")]
-    resp_vlan: &'a [u16],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    resp_vlan: Vec<u16>,
     protocol: Protocol,
     #[serde(skip_serializing_if = "Option::is_none")]
     tcp_flags: Option<Flags>,
@@ -102,7 +102,9 @@ impl<'a> Line<'a> {
         };
         let ported = matches!(protocol, proto::TCP | proto::UDP | proto::SCTP);
         let ports = ported.then_some((sport, dport));
-        let icmp = matches!(protocol, proto::ICMP | proto::ICMPV6).then_some(e.icmp);
+        // What the originator sent; of a pair of types the code is always 0.
+        let code = if k.is_one_way() { dport as u8 } else { 0 };
+        let icmp = matches!(protocol, proto::ICMP | proto::ICMPV6).then_some((sport as u8, code));
         let tcp = protocol == proto::TCP;
         let sum = |c: &[Counts; 2], of: fn(&Counts) -> u64| c.iter().map(of).sum::<u64>();
         let [orig, resp] = &e.delta;
@@ -116,8 +118,8 @@ impl<'a> Line<'a> {
             dst_port: ports.map(|p| p.1),
             src_mac: e.macs[0].map(Mac),
             dst_mac: e.macs[1].map(Mac),
-            vlan: e.vlans[0].ids(),
-            resp_vlan: if e.vlans[1] == e.vlans[0] { &[] } else { e.vlans[1].ids() },
+            vlan: e.vlans[0].ids().collect(),
+            resp_vlan: if e.vlans[1] == e.vlans[0] { Vec::new() } else { e.vlans[1].ids().collect() },
             protocol: Protocol(protocol),
             tcp_flags: tcp.then_some(Flags(e.tcp_flags)),
             bytes: sum(&e.delta, |c| c.bytes),

@@ -103,7 +103,7 @@ impl ConnState {
 /// Letters of what happened, upper case by the originator; longer ones are cut at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct History {
-    letters: [u8; 27],
+    letters: [u8; 19],
     len: u8,
 }
 
@@ -157,7 +157,6 @@ pub struct FlowEvent {
     pub history: History,
     /// Union of all TCP flags.
     pub tcp_flags: u8,
-    pub icmp: (u8, u8),
     /// Originator's and responder's.
     pub macs: [Option<[u8; 6]>; 2],
     /// Of the first frame of originator and responder.

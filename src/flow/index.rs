@@ -4,6 +4,8 @@
 //! the next and counts how many went past, so that a lookup stops at the first bucket nothing has
 //! passed. The size is fixed at the start: no rehash, no allocation.
 
+use super::Hint;
+
 /// No place.
 pub(super) const NONE: u32 = u32::MAX;
 
@@ -34,10 +36,28 @@ fn tag(hash: u64) -> u16 {
 
 impl Index {
     /// Room for `capacity` entries at no more than two thirds of the lanes.
-    pub(super) fn new(capacity: usize) -> Self {
+    pub(super) fn new(capacity: usize, hint: impl Hint) -> Self {
         let lanes = capacity.max(LANES) + capacity / 2;
-        let buckets = lanes.div_ceil(LANES).next_power_of_two();
-        Self { buckets: vec![EMPTY; buckets].into_boxed_slice(), mask: buckets - 1 }
+        let count = lanes.div_ceil(LANES).next_power_of_two();
+        let mut buckets = Vec::with_capacity(count);
+        // Before the memory is touched, which decides on its pages.
+        hint.large(&buckets);
+        buckets.resize(count, EMPTY);
+        Self { buckets: buckets.into_boxed_slice(), mask: count - 1 }
+    }
+
+    /// The line that a lookup of this hash reads first.
+    #[inline]
+    pub(super) fn line(&self, hash: u64) -> Option<&impl Sized> {
+        self.buckets.get(hash as usize & self.mask)
+    }
+
+    /// A place that the first line gives for this hash; likely the one, without a look at its key.
+    #[inline]
+    pub(super) fn guess(&self, hash: u64) -> Option<u32> {
+        let bucket = self.buckets.get(hash as usize & self.mask)?;
+        let t = tag(hash);
+        (0..LANES).find(|&lane| bucket.tags[lane] == t).map(|lane| bucket.places[lane])
     }
 
     /// The place with this hash for which `is_it` holds.
@@ -105,11 +125,12 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::NoHint;
     use std::collections::HashMap;
 
     #[test]
     fn agrees_with_a_map_under_churn_in_crowded_buckets() {
-        let mut index = Index::new(4096);
+        let mut index = Index::new(4096, NoHint);
         let mut model: HashMap<u32, u64> = HashMap::new();
         let mut state = 1u64;
         let mut random = || {

@@ -20,10 +20,10 @@ mod timer;
 use rapidhash::v3::{DEFAULT_RAPID_SECRETS, RapidSecrets, rapidhash_v3_nano_inline};
 
 use crate::event::{EndReason, EventSink};
-use crate::packet::{Decoded, FlowKey, tcp_flag};
+use crate::packet::{Decoded, FlowKey, Fragment, tcp_flag};
 use fragment::{Fragments, Join, Pending};
 use index::{Index, NONE};
-use record::{Flow, Waiting};
+use record::{Birth, Cold, Flow, Hot, Reported, Waiting};
 use timer::{Link, Links, Wheel};
 
 /// A decoded packet and its time.
@@ -45,6 +45,23 @@ pub struct Timeouts {
     pub active_ns: u64,
 }
 
+/// Tells the machine what comes; the flow table itself knows no machine.
+pub trait Hint: Copy {
+    /// This will be read soon.
+    fn soon<T>(self, what: &T);
+    /// This memory, of which nothing was touched yet, is large and read at random.
+    fn large<T>(self, memory: &Vec<T>);
+}
+
+/// Tells nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoHint;
+
+impl Hint for NoHint {
+    fn soon<T>(self, _what: &T) {}
+    fn large<T>(self, _memory: &Vec<T>) {}
+}
+
 /// What a table did, for the counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TableStats {
@@ -58,15 +75,19 @@ pub struct TableStats {
 
 /// Flows looked at for the longest idle one when none is without an answer.
 const SAMPLE: usize = 16;
+/// Packets whose table lines are fetched ahead.
+const AHEAD: usize = 32;
 /// Timers worked off after each burst.
 const TIMERS_PER_BURST: usize = 256;
 
 /// The flows of one worker.
-pub struct FlowTable {
+pub struct FlowTable<H = NoHint> {
+    hint: H,
     index: Index,
     slab: Slab,
     wheel: Wheel,
     fragments: Fragments,
+    reported: Reported,
     timeouts: Timeouts,
     secrets: RapidSecrets,
     max_flows: usize,
@@ -78,30 +99,44 @@ pub struct FlowTable {
 }
 
 struct Slab {
-    flows: Vec<Flow>,
+    hot: Vec<Hot>,
+    cold: Vec<Cold>,
     free: Vec<u32>,
 }
 
 impl Links for Slab {
     #[inline]
     fn link(&mut self, place: u32) -> &mut Link {
-        &mut self.flows[place as usize].link
+        &mut self.cold[place as usize].link
     }
 }
 
-impl FlowTable {
+impl Slab {
+    #[inline]
+    fn flow(&mut self, place: u32) -> Flow<'_> {
+        Flow { hot: &mut self.hot[place as usize], cold: &mut self.cold[place as usize] }
+    }
+}
+
+impl<H: Hint> FlowTable<H> {
     /// A table for at most `max_flows` flows (1 at least); memory is touched as flows come.
     /// `seed` keeps others from choosing addresses that collide.
-    pub fn new(max_flows: usize, timeouts: Timeouts, seed: u64) -> Self {
+    pub fn new(max_flows: usize, timeouts: Timeouts, seed: u64, hint: H) -> Self {
         let max_flows = max_flows.clamp(1, NONE as usize - 1);
+        let slab = Slab {
+            hot: Vec::with_capacity(max_flows),
+            cold: Vec::with_capacity(max_flows),
+            free: Vec::with_capacity(max_flows),
+        };
+        hint.large(&slab.hot);
+        hint.large(&slab.cold);
         Self {
-            index: Index::new(max_flows),
-            slab: Slab {
-                flows: Vec::with_capacity(max_flows),
-                free: Vec::with_capacity(max_flows),
-            },
+            hint,
+            index: Index::new(max_flows, hint),
+            slab,
             wheel: Wheel::new(),
             fragments: Fragments::new(),
+            reported: Reported::default(),
             timeouts,
             secrets: RapidSecrets::seed(seed),
             max_flows,
@@ -113,7 +148,7 @@ impl FlowTable {
 
     /// Flows in the table.
     pub fn len(&self) -> usize {
-        self.slab.flows.len() - self.slab.free.len()
+        self.slab.hot.len() - self.slab.free.len()
     }
 
     /// Whether there are no flows.
@@ -130,30 +165,59 @@ impl FlowTable {
         let Some(last) = arrivals.last() else { return };
         let now = last.clock_ns;
         self.wheel.start(arrivals[0].clock_ns);
-        for arrival in arrivals {
-            match arrival.decoded.fragment {
-                None => _ = self.packet(arrival, sink),
-                Some(fragment) => match self.fragments.join(arrival, fragment) {
-                    Join::Flow { earlier, pushed_out } => {
-                        let place = self.packet(arrival, sink);
-                        if let (Some(place), Some(p)) = (place, earlier) {
-                            self.add_pending(place, &p);
-                        }
-                        self.orphan(pushed_out, sink);
-                    }
-                    Join::Waits { pushed_out } => self.orphan(pushed_out, sink),
-                },
-            }
+        for few in arrivals.chunks_mut(AHEAD) {
+            self.few(few, sink);
         }
         self.advance(now, TIMERS_PER_BURST, sink);
     }
 
+    /// So few packets that what all of them will read can be fetched before the first is worked on.
+    #[inline]
+    fn few(&mut self, arrivals: &mut [Arrival], sink: &mut impl EventSink) {
+        let mut keys = [Keyed::default(); AHEAD];
+        for (keyed, arrival) in keys.iter_mut().zip(arrivals.iter()) {
+            (keyed.key, keyed.from_a) = FlowKey::of(&arrival.decoded.tuple);
+            keyed.hash = self.hash(&keyed.key);
+            if let Some(line) = self.index.line(keyed.hash) {
+                self.hint.soon(line);
+            }
+        }
+        for keyed in keys.iter().take(arrivals.len()) {
+            if let Some(hot) = self.index.guess(keyed.hash).and_then(|p| self.slab.hot.get(p as usize)) {
+                let [first, second] = hot.lines();
+                self.hint.soon(first);
+                self.hint.soon(second);
+            }
+        }
+        for (keyed, arrival) in keys.iter().zip(arrivals) {
+            match arrival.decoded.fragment {
+                None => _ = self.hashed(arrival, &keyed.key, keyed.from_a, keyed.hash, sink),
+                Some(fragment) => self.fragment(arrival, fragment, sink),
+            }
+        }
+    }
+
+    #[cold]
+    fn fragment(&mut self, arrival: &mut Arrival, fragment: Fragment, sink: &mut impl EventSink) {
+        match self.fragments.join(arrival, fragment) {
+            Join::Flow { earlier, pushed_out } => {
+                let place = self.packet(arrival, sink);
+                if let (Some(place), Some(p)) = (place, earlier) {
+                    self.add_pending(place, &p);
+                }
+                self.orphan(pushed_out, sink);
+            }
+            Join::Waits { pushed_out } => self.orphan(pushed_out, sink),
+        }
+    }
+
     fn add_pending(&mut self, place: u32, p: &Pending) {
-        let flow = &mut self.slab.flows[place as usize];
+        let mut flow = self.slab.flow(place);
         let (_, from_a) = FlowKey::of(&p.first.decoded.tuple);
         // The waiting parts carry no ports, which order the key only between equal addresses.
-        let side = flow.side(from_a);
-        flow.add(p.counts, side, p.first.timestamp_ns, p.last_ns, p.last_clock);
+        let side = flow.hot.side(from_a);
+        let span = [p.first.timestamp_ns, p.last_ns];
+        flow.add(p.counts, side, span, p.last_clock, &self.timeouts);
     }
 
     /// Fragments whose first part never came: a flow without ports.
@@ -168,10 +232,11 @@ impl FlowTable {
                 let mut counts = p.counts;
                 // The packet above counted one, without its bytes.
                 counts.packets -= 1;
-                let flow = &mut self.slab.flows[place as usize];
+                let mut flow = self.slab.flow(place);
                 let (_, from_a) = FlowKey::of(&first.decoded.tuple);
-                let side = flow.side(from_a);
-                flow.add(counts, side, first.timestamp_ns, p.last_ns, p.last_clock);
+                let side = flow.hot.side(from_a);
+                let span = [first.timestamp_ns, p.last_ns];
+                flow.add(counts, side, span, p.last_clock, &self.timeouts);
             }
         }
     }
@@ -186,38 +251,72 @@ impl FlowTable {
     fn packet(&mut self, arrival: &Arrival, sink: &mut impl EventSink) -> Option<u32> {
         let (key, from_a) = FlowKey::of(&arrival.decoded.tuple);
         let hash = self.hash(&key);
-        let flows = &self.slab.flows;
-        let found = self.index.find(hash, |p| flows[p as usize].key == key);
-        let place = match found {
-            None => self.create(key, hash, from_a, arrival, sink)?,
-            Some(place) => {
-                let flow = &self.slab.flows[place as usize];
-                let side = flow.side(from_a);
-                match flow.ends_before(arrival, side, &self.timeouts) {
-                    None => {
-                        self.report_delta(place, arrival.clock_ns, sink)?;
-                        place
-                    }
-                    Some((reason, at)) => {
-                        if sink.room() < 2 {
-                            self.stats.unplaced += 1;
-                            return None;
-                        }
-                        self.report_delta(place, at, sink)?;
-                        self.end(place, reason, at, sink);
-                        self.create(key, hash, from_a, arrival, sink)?
-                    }
-                }
-            }
+        self.hashed(arrival, &key, from_a, hash, sink)
+    }
+
+    #[inline]
+    fn hashed(
+        &mut self,
+        arrival: &Arrival,
+        key: &FlowKey,
+        from_a: bool,
+        hash: u64,
+        sink: &mut impl EventSink,
+    ) -> Option<u32> {
+        let hot = &self.slab.hot;
+        let Some(place) = self.index.find(hash, |p| hot[p as usize].key == *key) else {
+            let place = self.create(key, hash, from_a, arrival, sink)?;
+            return self.take(place, from_a, arrival);
         };
-        let flow = &mut self.slab.flows[place as usize];
-        let side = flow.side(from_a);
-        let was_finished = flow.is_finished();
-        flow.update(arrival, side);
-        if flow.is_finished() && !was_finished {
+        let hot = &mut self.slab.hot[place as usize];
+        let side = hot.side(from_a);
+        if !hot.needs_a_look(arrival, &self.timeouts) {
+            if hot.take_plain(arrival, side) {
+                return Some(place);
+            }
+            return self.take(place, from_a, arrival);
+        }
+        self.looked_at(place, key, hash, from_a, arrival, sink)
+    }
+
+    /// A packet that may end its flow or its delta.
+    #[inline(never)]
+    fn looked_at(
+        &mut self,
+        place: u32,
+        key: &FlowKey,
+        hash: u64,
+        from_a: bool,
+        arrival: &Arrival,
+        sink: &mut impl EventSink,
+    ) -> Option<u32> {
+        let flow = self.slab.flow(place);
+        let side = flow.hot.side(from_a);
+        let Some((reason, at)) = flow.ends_before(arrival, side, &self.timeouts) else {
+            self.report_delta(place, arrival.clock_ns, sink)?;
+            return self.take(place, from_a, arrival);
+        };
+        if sink.room() < 2 {
+            self.stats.unplaced += 1;
+            return None;
+        }
+        self.report_delta(place, at, sink)?;
+        self.end(place, reason, at, sink);
+        let place = self.create(key, hash, from_a, arrival, sink)?;
+        self.take(place, from_a, arrival)
+    }
+
+    /// Takes a packet into its flow, whatever it changes.
+    #[inline(never)]
+    fn take(&mut self, place: u32, from_a: bool, arrival: &Arrival) -> Option<u32> {
+        let mut flow = self.slab.flow(place);
+        let side = flow.hot.side(from_a);
+        let was_finished = flow.hot.is_finished();
+        flow.take(arrival, side, &self.timeouts);
+        if flow.hot.is_finished() && !was_finished {
             self.rearm(place);
         }
-        if side == 1 && self.slab.flows[place as usize].waiting.listed {
+        if side == 1 && self.slab.hot[place as usize].is_listed() {
             self.unlist(place);
         }
         Some(place)
@@ -227,28 +326,27 @@ impl FlowTable {
     #[cold]
     fn rearm(&mut self, place: u32) {
         self.wheel.remove(&mut self.slab, place);
-        let deadline = self.slab.flows[place as usize].deadline(&self.timeouts);
+        let deadline = self.slab.flow(place).deadline(&self.timeouts);
         self.wheel.insert(&mut self.slab, place, deadline);
     }
 
     /// Reports the flow's delta if it was due at `clock`; `None` if the sink has no room for it.
-    #[inline]
     fn report_delta(&mut self, place: u32, clock: u64, sink: &mut impl EventSink) -> Option<()> {
-        let flow = &mut self.slab.flows[place as usize];
+        let mut flow = self.slab.flow(place);
         if let Some(at) = flow.delta_at(&self.timeouts).filter(|&at| at <= clock) {
             if sink.room() == 0 {
                 self.stats.unplaced += 1;
                 return None;
             }
-            sink.push(flow.event(None, at));
+            sink.push(flow.event(None, at, &mut self.reported));
         }
         Some(())
     }
 
-    #[cold]
+    #[inline(never)]
     fn create(
         &mut self,
-        key: FlowKey,
+        key: &FlowKey,
         hash: u64,
         from_a: bool,
         arrival: &Arrival,
@@ -262,20 +360,23 @@ impl FlowTable {
             self.evict(arrival.clock_ns, sink);
         }
         let opened = origin::sender_opened(&arrival.decoded);
-        let orig_is_a = opened == from_a;
-        let id = flow_id(&key, arrival);
-        let mut flow = Flow::new(key, hash, orig_is_a, id, arrival);
-        if !opened {
-            flow.mark_flipped();
-        }
+        let birth = Birth {
+            key: *key,
+            orig_is_a: opened == from_a,
+            flipped: !opened,
+            id: flow_id(key, arrival),
+            arrival,
+        };
         let place = match self.slab.free.pop() {
             Some(place) => {
-                self.slab.flows[place as usize] = flow;
+                self.slab.hot[place as usize] = birth.hot();
+                self.slab.cold[place as usize] = birth.cold();
                 place
             }
             None => {
-                self.slab.flows.push(flow);
-                self.slab.flows.len() as u32 - 1
+                self.slab.hot.push(birth.hot());
+                self.slab.cold.push(birth.cold());
+                self.slab.hot.len() as u32 - 1
             }
         };
         self.index.insert(hash, place);
@@ -291,35 +392,34 @@ impl FlowTable {
 
     /// Ends a flow: reports it and frees its place. The caller saw that the sink has room.
     fn end(&mut self, place: u32, reason: EndReason, at: u64, sink: &mut impl EventSink) {
-        sink.push(self.slab.flows[place as usize].event(Some(reason), at));
-        if self.slab.flows[place as usize].waiting.listed {
+        sink.push(self.slab.flow(place).event(Some(reason), at, &mut self.reported));
+        if self.slab.hot[place as usize].is_listed() {
             self.unlist(place);
         }
         self.wheel.remove(&mut self.slab, place);
-        let flow = &mut self.slab.flows[place as usize];
-        flow.in_use = false;
-        let hash = flow.hash;
-        self.index.remove(hash, place);
+        let hot = &mut self.slab.hot[place as usize];
+        hot.retire();
+        let key = hot.key;
+        self.index.remove(self.hash(&key), place);
         self.slab.free.push(place);
     }
 
     #[cold]
     fn evict(&mut self, clock: u64, sink: &mut impl EventSink) {
-        let place =
-            if self.waiting.0 != NONE { self.waiting.0 } else { self.longest_idle_of_sample() };
+        let place = if self.waiting.0 != NONE { self.waiting.0 } else { self.longest_idle_of_sample() };
         self.end(place, EndReason::Evicted, clock, sink);
         self.stats.evicted += 1;
     }
 
     fn longest_idle_of_sample(&mut self) -> u32 {
-        let len = self.slab.flows.len();
+        let len = self.slab.hot.len();
         let mut best = (u64::MAX, self.hand % len as u32);
         let mut seen = 0;
         for step in 0..len {
             let place = (self.hand as usize + step) % len;
-            let flow = &self.slab.flows[place];
-            if flow.in_use {
-                best = best.min((flow.last_clock, place as u32));
+            let hot = &self.slab.hot[place];
+            if hot.in_use() {
+                best = best.min((hot.last_clock, place as u32));
                 seen += 1;
             }
             if seen == SAMPLE {
@@ -343,7 +443,7 @@ impl FlowTable {
             }
             let Some(place) = self.wheel.pop(&mut self.slab, now) else { return };
             if self.settle(place, now, sink) {
-                let deadline = self.slab.flows[place as usize].deadline(&self.timeouts);
+                let deadline = self.slab.flow(place).deadline(&self.timeouts);
                 self.wheel.insert(&mut self.slab, place, deadline.max(now));
             }
         }
@@ -352,11 +452,11 @@ impl FlowTable {
     /// Reports what is due of a flow at `now`, its end included; true if it lives on. The caller
     /// saw that the sink has room for two.
     fn settle(&mut self, place: u32, now: u64, sink: &mut impl EventSink) -> bool {
-        let flow = &mut self.slab.flows[place as usize];
+        let mut flow = self.slab.flow(place);
         if let Some(at) = flow.delta_at(&self.timeouts).filter(|&at| at <= now) {
-            sink.push(flow.event(None, at));
+            sink.push(flow.event(None, at, &mut self.reported));
         }
-        let (reason, at) = (flow.natural_end(), flow.end_at(&self.timeouts));
+        let (reason, at) = (flow.natural_end(), flow.hot.end_at(&self.timeouts));
         if at > now {
             return true;
         }
@@ -371,12 +471,12 @@ impl FlowTable {
         while let Some(pending) = self.fragments.give_up(now, true) {
             self.orphan(Some(pending), sink);
         }
-        while (self.hand as usize) < self.slab.flows.len() || !self.is_empty() {
-            if self.hand as usize >= self.slab.flows.len() {
+        while (self.hand as usize) < self.slab.hot.len() || !self.is_empty() {
+            if self.hand as usize >= self.slab.hot.len() {
                 self.hand = 0;
             }
             let place = self.hand;
-            if !self.slab.flows[place as usize].in_use {
+            if !self.slab.hot[place as usize].in_use() {
                 self.hand += 1;
                 continue;
             }
@@ -384,7 +484,7 @@ impl FlowTable {
                 return false;
             }
             if self.settle(place, now, sink) {
-                let at = now.max(self.slab.flows[place as usize].last_clock);
+                let at = now.max(self.slab.hot[place as usize].last_clock);
                 self.end(place, reason, at, sink);
             }
             self.hand += 1;
@@ -394,27 +494,36 @@ impl FlowTable {
 
     fn list(&mut self, place: u32) {
         let last = self.waiting.1;
-        self.slab.flows[place as usize].waiting = Waiting { next: NONE, prev: last, listed: true };
+        self.slab.cold[place as usize].waiting = Waiting { next: NONE, prev: last };
+        self.slab.hot[place as usize].set_listed(true);
         if last == NONE {
             self.waiting.0 = place;
         } else {
-            self.slab.flows[last as usize].waiting.next = place;
+            self.slab.cold[last as usize].waiting.next = place;
         }
         self.waiting.1 = place;
     }
 
     fn unlist(&mut self, place: u32) {
-        let Waiting { next, prev, .. } = self.slab.flows[place as usize].waiting;
+        let Waiting { next, prev } = self.slab.cold[place as usize].waiting;
         match prev {
             NONE => self.waiting.0 = next,
-            _ => self.slab.flows[prev as usize].waiting.next = next,
+            _ => self.slab.cold[prev as usize].waiting.next = next,
         }
         match next {
             NONE => self.waiting.1 = prev,
-            _ => self.slab.flows[next as usize].waiting.prev = prev,
+            _ => self.slab.cold[next as usize].waiting.prev = prev,
         }
-        self.slab.flows[place as usize].waiting = Waiting { next: NONE, prev: NONE, listed: false };
+        self.slab.hot[place as usize].set_listed(false);
     }
+}
+
+/// A packet's key, ready for the lookup.
+#[derive(Clone, Copy, Default)]
+struct Keyed {
+    key: FlowKey,
+    hash: u64,
+    from_a: bool,
 }
 
 fn bytes(key: &FlowKey) -> [u8; 40] {

@@ -26,34 +26,80 @@ pub(super) enum End {
     Reset,
 }
 
+/// One end; its sequence numbers are apart, in [`Numbers`].
 #[derive(Clone, Copy, Debug, Default)]
 struct Endpoint {
+    start: u32,
+    retransmits: u32,
+    /// Relative sequence of the last SYN, FIN and RST, folded: a repeat shows in the history only
+    /// if it differs.
+    last_of_kind: [u8; 3],
+    zero_windows: u8,
     state: End,
     former: End,
     closed: bool,
     fin_seen: bool,
-    start: u32,
-    last: u32,
-    acked: u32,
-    /// Relative sequence of the last SYN, FIN and RST: a repeat shows in the history only if it
-    /// differs.
-    last_syn: u32,
-    last_fin: u32,
-    last_rst: u32,
-    retransmits: u32,
-    zero_windows: u32,
 }
+
+/// How far each end has sent and was acknowledged; touched by every segment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Numbers {
+    last: [u32; 2],
+    acked: [u32; 2],
+}
+
+impl Numbers {
+    /// Takes in a segment that changes nothing else: no SYN, FIN or RST, a window, nothing sent
+    /// twice, of a kind that `plain` allows. False leaves the numbers as they were.
+    #[inline]
+    pub(super) fn take(&mut self, plain: u8, side: usize, tcp: &Tcp, len: u32) -> bool {
+        const ODD: u8 = tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST;
+        let kind = if len > 0 { PLAIN_DATA } else { PLAIN_ACK } << (2 * side);
+        let past = tcp.seq.wrapping_add(len);
+        let sent = delta(past, self.last[side]);
+        if tcp.flags & (ODD | tcp_flag::ACK) != tcp_flag::ACK
+            || plain & kind == 0
+            || tcp.window == 0
+            || (len > 0 && sent <= 0)
+        {
+            return false;
+        }
+        let acked = delta(tcp.ack, self.acked[1 - side]);
+        if acked > LARGE_JUMP {
+            return false;
+        }
+        if sent > 0 {
+            self.last[side] = past;
+        }
+        if acked > 0 {
+            self.acked[1 - side] = tcp.ack;
+        }
+        true
+    }
+}
+
+const PLAIN_DATA: u8 = 1;
+const PLAIN_ACK: u8 = 2;
 
 /// Both endpoints, the originator first.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TcpTrack {
     ends: [Endpoint; 2],
+    /// Time of the last SYN, until the round trip is known; then that, nanoseconds.
+    handshake_ns: u64,
     /// One bit a letter and direction: first occurrences.
     seen: u16,
-    syn_ns: u64,
-    syn_ack_ns: u64,
-    rtt_ns: u64,
+    round_trip: RoundTrip,
     finished: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum RoundTrip {
+    #[default]
+    NoSyn,
+    Asked,
+    Answered,
+    Known,
 }
 
 /// Bits of `seen`; shifted by eight for the responder.
@@ -79,6 +125,7 @@ impl TcpTrack {
         tcp: &Tcp,
         len: u32,
         now: u64,
+        numbers: &mut Numbers,
         history: &mut History,
     ) {
         let side = side & 1;
@@ -88,22 +135,20 @@ impl TcpTrack {
         // A RST's bytes are not part of the stream; SYN and FIN take one number each.
         let counted = if rst { 0 } else { len } + u32::from(syn) + u32::from(fin);
         let past = tcp.seq.wrapping_add(counted);
-        let fresh = self.open_numbers(side, tcp.seq, past, syn);
+        let fresh = self.open_numbers(side, tcp.seq, past, syn, numbers);
         let relative = tcp.seq.wrapping_sub(self.ends[side].start);
         self.letters(side, flags, relative, len, history);
-        if tcp.window == 0
-            && !rst
-            && self.ends[1 - side].state != End::Closed
-            && self.ends[side].state != End::Reset
-        {
-            self.ends[side].zero_windows += 1;
-            scaled(self.ends[side].zero_windows, side, b'W', history);
+        let reset = self.ends[side].state == End::Reset;
+        if tcp.window == 0 && !rst && self.ends[1 - side].state != End::Closed && !reset {
+            let count = self.ends[side].zero_windows.saturating_add(1);
+            self.ends[side].zero_windows = count;
+            scaled(u32::from(count), side, b'W', history);
         }
         self.ends[side].fin_seen |= fin;
         if ack {
-            self.acknowledge(1 - side, tcp.ack, rst);
+            self.acknowledge(1 - side, tcp.ack, rst, numbers);
         }
-        if self.advance(side, past, flags, len) && !fresh {
+        if self.advance(side, past, flags, len, numbers) && !fresh {
             self.ends[side].retransmits += 1;
             scaled(self.ends[side].retransmits, side, b'T', history);
         }
@@ -111,9 +156,25 @@ impl TcpTrack {
         self.transition(side, flags, len);
     }
 
+    /// For which sides and kinds [`Numbers::take`] may replace [`TcpTrack::segment`]: those whose
+    /// letter was written, between ends whose state such a segment does not change.
+    pub(super) fn plain_segments(&self) -> u8 {
+        let mut plain = 0;
+        for side in 0..2 {
+            let settled = matches!(self.ends[side].state, End::Established | End::Partial | End::Closed);
+            if settled && self.ends[1 - side].state != End::Inactive {
+                let seen = self.seen >> (8 * side);
+                let data = if seen & letter::DATA != 0 { PLAIN_DATA } else { 0 };
+                let ack = if seen & letter::ACK != 0 { PLAIN_ACK } else { 0 };
+                plain |= (data | ack) << (2 * side);
+            }
+        }
+        plain
+    }
+
     /// Sets an endpoint's first numbers when it speaks for the first time, or again after a SYN
     /// with others; true if it was the first time.
-    fn open_numbers(&mut self, side: usize, seq: u32, past: u32, syn: bool) -> bool {
+    fn open_numbers(&mut self, side: usize, seq: u32, past: u32, syn: bool, numbers: &mut Numbers) -> bool {
         let end = &mut self.ends[side];
         let first = end.state == End::Inactive;
         let restart = match end.state {
@@ -127,8 +188,8 @@ impl TcpTrack {
             // Without a SYN, count as though there had been one just before.
             let start = if first && !syn { seq.wrapping_sub(1) } else { seq };
             end.start = start;
-            end.acked = start;
-            end.last = if first && !syn { seq } else { past };
+            numbers.acked[side] = start;
+            numbers.last[side] = if first && !syn { seq } else { past };
         }
         first
     }
@@ -141,24 +202,19 @@ impl TcpTrack {
             0 if ack => _ = self.once(side, letter::ACK, b'A', history),
             0 => {}
             1 => {
-                let (bit, code, at) = if syn {
-                    (letter::SYN, if ack { b'H' } else { b'S' }, relative)
+                let (kind, bit, code, at) = if syn {
+                    (0, letter::SYN, if ack { b'H' } else { b'S' }, relative)
                 } else if fin {
-                    (letter::FIN, b'F', relative.wrapping_add(len))
+                    (1, letter::FIN, b'F', relative.wrapping_add(len))
                 } else {
-                    (letter::RST, b'R', relative)
+                    (2, letter::RST, b'R', relative)
                 };
+                let folded = (at ^ (at >> 8) ^ (at >> 16) ^ (at >> 24)) as u8;
                 let repeated = !self.once(side, bit, code, history);
-                let end = &mut self.ends[side];
-                let last = match bit {
-                    letter::SYN => &mut end.last_syn,
-                    letter::FIN => &mut end.last_fin,
-                    _ => &mut end.last_rst,
-                };
-                if repeated && *last != at {
+                let last = std::mem::replace(&mut self.ends[side].last_of_kind[kind], folded);
+                if repeated && last != folded {
                     history.push(side, code);
                 }
-                *last = at;
             }
             _ if fin && rst => _ = self.once(side, letter::FIN_RST, b'I', history),
             _ => _ = self.once(side, letter::MULTI, b'Q', history),
@@ -176,52 +232,55 @@ impl TcpTrack {
         first
     }
 
-    fn acknowledge(&mut self, side: usize, ack: u32, rst: bool) {
+    fn acknowledge(&mut self, side: usize, ack: u32, rst: bool, numbers: &mut Numbers) {
         let end = &mut self.ends[side];
         if end.state == End::Inactive {
             end.start = ack.wrapping_sub(1);
-            end.acked = end.start;
-            end.last = end.start;
+            numbers.acked[side] = end.start;
+            numbers.last[side] = end.start;
             return;
         }
-        let step = delta(ack, end.acked);
+        let step = delta(ack, numbers.acked[side]);
         let broken = ack == 0 && step > LARGE_JUMP;
-        // What is acknowledged before the first number seen says nothing.
-        if !rst && !broken && step > 0 && delta(ack, end.start) >= 0 {
-            end.acked = ack;
+        if !rst && !broken && step > 0 {
+            numbers.acked[side] = ack;
         }
     }
 
     /// Moves the endpoint's last number on; true for payload that does not advance it.
-    fn advance(&mut self, side: usize, past: u32, flags: u8, len: u32) -> bool {
-        let end = &mut self.ends[side];
-        let step = delta(past, end.last);
-        if flags & (tcp_flag::SYN | tcp_flag::RST) != 0
-            && !(-LARGE_JUMP..=LARGE_JUMP).contains(&step)
-        {
+    fn advance(&mut self, side: usize, past: u32, flags: u8, len: u32, numbers: &mut Numbers) -> bool {
+        let end = &self.ends[side];
+        let last = &mut numbers.last[side];
+        let step = delta(past, *last);
+        if flags & (tcp_flag::SYN | tcp_flag::RST) != 0 && !(-LARGE_JUMP..=LARGE_JUMP).contains(&step) {
             return false;
         }
-        if flags & tcp_flag::FIN != 0 && end.last == end.start.wrapping_add(1) {
+        if flags & tcp_flag::FIN != 0 && *last == end.start.wrapping_add(1) {
             // More than 2 GB of which only SYN and FIN were seen.
-            end.last = past;
+            *last = past;
             return false;
         }
         if end.state == End::Reset {
             return false;
         }
         if step > 0 {
-            end.last = past;
+            *last = past;
             return false;
         }
         len > 0
     }
 
     fn round_trip(&mut self, side: usize, syn: bool, ack: bool, rst: bool, now: u64) {
-        match (side, syn, ack) {
-            (0, true, false) if self.syn_ack_ns == 0 => self.syn_ns = now,
-            (1, true, true) if self.syn_ns != 0 && self.syn_ack_ns == 0 => self.syn_ack_ns = now,
-            (0, false, true) if !rst && self.syn_ack_ns != 0 && self.rtt_ns == 0 => {
-                self.rtt_ns = now.saturating_sub(self.syn_ns);
+        use RoundTrip::{Answered, Asked, Known, NoSyn};
+        match (side, syn, ack, self.round_trip) {
+            (0, true, false, NoSyn | Asked) => {
+                self.handshake_ns = now;
+                self.round_trip = Asked;
+            }
+            (1, true, true, Asked) => self.round_trip = Answered,
+            (0, false, true, Answered) if !rst => {
+                self.handshake_ns = now.saturating_sub(self.handshake_ns);
+                self.round_trip = Known;
             }
             _ => {}
         }
@@ -351,27 +410,26 @@ impl TcpTrack {
     }
 
     /// Payload bytes that an end sent, by its sequence numbers.
-    fn size(&self, side: usize) -> u32 {
-        let (end, peer) = (&self.ends[side & 1], &self.ends[1 - (side & 1)]);
-        let nothing_acked = end.acked == end.start || end.acked == end.start.wrapping_add(1);
-        if end.former == End::SynSent
-            && end.state == End::Reset
-            && peer.state == End::Inactive
-            && !nothing_acked
-        {
+    fn size(&self, side: usize, numbers: &Numbers) -> u32 {
+        let side = side & 1;
+        let (end, peer) = (&self.ends[side], &self.ends[1 - side]);
+        let (last, acked) = (numbers.last[side], numbers.acked[side]);
+        let nothing_acked = acked == end.start || acked == end.start.wrapping_add(1);
+        let aborted = end.former == End::SynSent && end.state == End::Reset;
+        if aborted && peer.state == End::Inactive && !nothing_acked {
             return 0;
         }
-        let far = if delta(end.last, end.acked) > 0 { end.last } else { end.acked };
+        let far = if delta(last, acked) > 0 { last } else { acked };
         let span = far.wrapping_sub(end.start);
         span.saturating_sub(1).saturating_sub(u32::from(end.fin_seen))
     }
 
-    pub(super) fn conn_state(&self, history: &History) -> ConnState {
+    pub(super) fn conn_state(&self, numbers: &Numbers, history: &History) -> ConnState {
         let (o, r) = (self.ends[0].state, self.ends[1].state);
         let idle = |e: End| matches!(e, End::Inactive | End::Partial);
         if r == End::Reset {
             return if o == End::SynSent
-                || (o == End::Reset && self.size(0) == 0 && self.size(1) == 0)
+                || (o == End::Reset && self.size(0, numbers) == 0 && self.size(1, numbers) == 0)
             {
                 ConnState::Rej
             } else if idle(o) {
@@ -403,7 +461,7 @@ impl TcpTrack {
 
     /// Handshake round trip, nanoseconds: from the SYN to the originator's first ACK.
     pub(super) fn rtt_ns(&self) -> Option<u64> {
-        (self.rtt_ns != 0).then_some(self.rtt_ns)
+        (self.round_trip == RoundTrip::Known).then_some(self.handshake_ns)
     }
 
     /// Segments whose payload had been sent before, both directions.
@@ -430,17 +488,33 @@ mod tests {
 
     /// Segments as (side, flags, seq, ack, length).
     fn run(segments: &[(usize, u8, u32, u32, u32)]) -> (&'static str, String, TcpTrack) {
+        let (state, history, track, _) = run_all(segments, false);
+        // Where only the numbers change, taking the short way gives the same.
+        let (state2, history2, track2, _) = run_all(segments, true);
+        assert_eq!((state, &history), (state2, &history2));
+        assert_eq!(format!("{track:?}"), format!("{track2:?}"));
+        (state, history, track)
+    }
+
+    fn run_all(
+        segments: &[(usize, u8, u32, u32, u32)],
+        plain: bool,
+    ) -> (&'static str, String, TcpTrack, Numbers) {
         let (mut track, mut history) = (TcpTrack::default(), History::default());
+        let mut numbers = Numbers::default();
         for (n, &(side, flags, seq, ack, len)) in segments.iter().enumerate() {
             let tcp = Tcp { seq, ack, window: 100, flags };
-            track.segment(side, &tcp, len, 1_000 * (n as u64 + 1), &mut history);
+            if !(plain && numbers.take(track.plain_segments(), side, &tcp, len)) {
+                track.segment(side, &tcp, len, 1_000 * (n as u64 + 1), &mut numbers, &mut history);
+            }
         }
-        (track.conn_state(&history).name(), history.as_str().to_owned(), track)
+        let state = track.conn_state(&numbers, &history).name();
+        (state, history.as_str().to_owned(), track, numbers)
     }
 
     #[test]
     fn a_whole_connection() {
-        let (state, history, track) = run(&[
+        let whole = [
             (0, S, 10, 0, 0),
             (1, S | A, 90, 11, 0),
             (0, A, 11, 91, 0),
@@ -449,11 +523,13 @@ mod tests {
             (0, F | A, 16, 98, 0),
             (1, F | A, 98, 17, 0),
             (0, A, 17, 99, 0),
-        ]);
+        ];
+        let (state, history, track) = run(&whole);
         assert_eq!((state, history.as_str()), ("SF", "ShADdFf"));
         assert!(track.is_finished() && !track.was_reset());
         assert_eq!((track.rtt_ns(), track.retransmits()), (Some(2000), 0));
-        assert_eq!((track.size(0), track.size(1)), (5, 7));
+        let numbers = run_all(&whole, true).3;
+        assert_eq!((track.size(0, &numbers), track.size(1, &numbers)), (5, 7));
     }
 
     #[test]

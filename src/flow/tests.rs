@@ -7,7 +7,7 @@ const START: u64 = 1_700_000_000 * SECOND;
 const TIMEOUTS: Timeouts = Timeouts { idle_ns: 60 * SECOND, active_ns: 300 * SECOND };
 
 fn table(max_flows: usize) -> FlowTable {
-    FlowTable::new(max_flows, TIMEOUTS, 7)
+    FlowTable::new(max_flows, TIMEOUTS, 7, NoHint)
 }
 
 fn packet(at_s: f64, src: u8, sport: u16, dst: u8, dport: u16, proto: u8) -> Arrival {

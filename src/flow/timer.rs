@@ -8,17 +8,18 @@ use super::index::NONE;
 
 const SLOT_BITS: u32 = 28;
 const SLOTS: u64 = 1024;
+const NO_SLOT: u16 = u16::MAX;
 
 /// The links of one entry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Link {
     next: u32,
     prev: u32,
-    slot: u32,
+    slot: u16,
 }
 
 impl Link {
-    pub(super) const UNLINKED: Self = Self { next: NONE, prev: NONE, slot: NONE };
+    pub(super) const UNLINKED: Self = Self { next: NONE, prev: NONE, slot: NO_SLOT };
 }
 
 /// Gives access to the entries' links.
@@ -42,8 +43,8 @@ impl Wheel {
     pub(super) fn insert(&mut self, links: &mut impl Links, place: u32, deadline: u64) {
         let absolute =
             (deadline >> SLOT_BITS).clamp(self.cursor, self.cursor.saturating_add(SLOTS - 1));
-        let slot = (absolute % SLOTS) as u32;
-        let Some(head) = self.heads.get_mut(slot as usize) else { return };
+        let slot = (absolute % SLOTS) as u16;
+        let Some(head) = self.heads.get_mut(usize::from(slot)) else { return };
         let next = *head;
         *head = place;
         *links.link(place) = Link { next, prev: NONE, slot };
@@ -55,11 +56,11 @@ impl Wheel {
     /// Takes an entry out.
     pub(super) fn remove(&mut self, links: &mut impl Links, place: u32) {
         let Link { next, prev, slot } = *links.link(place);
-        if slot == NONE {
+        if slot == NO_SLOT {
             return;
         }
         if prev == NONE {
-            if let Some(head) = self.heads.get_mut(slot as usize) {
+            if let Some(head) = self.heads.get_mut(usize::from(slot)) {
                 *head = next;
             }
         } else {

@@ -22,8 +22,8 @@ pub struct Frame<'a> {
     pub link: Link,
 }
 
-/// VLAN ids kept of a frame; deeper tags are walked over.
-const VLANS: usize = 4;
+/// VLAN ids kept of a frame, QinQ's two; deeper tags are walked over.
+const VLANS: usize = 2;
 /// Tags, labels and shims walked over before the frame is called hostile.
 const MAX_TAGS: usize = 16;
 /// IPv6 extension headers walked over before the packet is called hostile.
@@ -31,21 +31,20 @@ const MAX_EXTENSIONS: usize = 16;
 
 /// The VLAN ids of a frame, outermost first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Vlans {
-    ids: [u16; VLANS],
-    len: u8,
-}
+pub struct Vlans([u16; VLANS]);
 
 impl Vlans {
+    /// Set on each id that is there, since 0 is one (a priority tag).
+    const PRESENT: u16 = 0x8000;
+
     fn push(&mut self, id: u16) {
-        if let Some(slot) = self.ids.get_mut(usize::from(self.len)) {
-            *slot = id;
-            self.len += 1;
+        if let Some(slot) = self.0.iter_mut().find(|slot| **slot == 0) {
+            *slot = id | Self::PRESENT;
         }
     }
 
-    pub fn ids(&self) -> &[u16] {
-        self.ids.get(..usize::from(self.len)).unwrap_or_default()
+    pub fn ids(&self) -> impl Iterator<Item = u16> {
+        self.0.into_iter().take_while(|&slot| slot != 0).map(|slot| slot & !Self::PRESENT)
     }
 }
 
@@ -137,17 +136,12 @@ struct Network {
     v6: bool,
 }
 
-/// Reads a frame.
+/// Reads a frame into `out`, whatever that held before.
 #[inline]
-pub fn decode(frame: &Frame<'_>) -> Result<Decoded, Reject> {
-    let mut out = Decoded { wire_len: frame.wire_len, ..Decoded::default() };
-    let network = walk_link(frame, &mut out)?;
-    if network.v6 {
-        ipv6(frame, network.at, &mut out)?;
-    } else {
-        ipv4(frame, network.at, &mut out)?;
-    }
-    Ok(out)
+pub fn decode(frame: &Frame<'_>, out: &mut Decoded) -> Result<(), Reject> {
+    *out = Decoded { wire_len: frame.wire_len, ..Decoded::default() };
+    let network = walk_link(frame, out)?;
+    if network.v6 { ipv6(frame, network.at, out) } else { ipv4(frame, network.at, out) }
 }
 
 /// A number that is the same for all packets between two hosts, in both directions, fragments
@@ -550,8 +544,13 @@ mod tests {
         out
     }
 
+    fn decoded(frame: &Frame<'_>) -> Result<Decoded, Reject> {
+        let mut out = Decoded::default();
+        decode(frame, &mut out).map(|()| out)
+    }
+
     fn read(data: &[u8]) -> Result<Decoded, Reject> {
-        decode(&Frame {
+        decoded(&Frame {
             data,
             wire_len: data.len() as u32,
             wire_len_known: true,
@@ -586,7 +585,7 @@ mod tests {
             assert_eq!((d.tuple.sport, d.tuple.dport, d.tuple.proto), (5000, 53, proto::UDP));
             assert_eq!((d.ip_len, d.payload_len), (33, 5));
             assert_eq!(&frame[d.payload_at as usize..][..5], b"hello");
-            assert_eq!(d.vlans.ids(), vlans);
+            assert_eq!(d.vlans.ids().collect::<Vec<_>>(), vlans);
             assert!(!d.truncated && !d.length_lies);
         }
     }
@@ -604,7 +603,7 @@ mod tests {
         assert!(d.length_lies);
         assert_eq!(d.ip_len, 32);
         // A driver that cuts frames silently leaves the header as the only witness.
-        let d = decode(&cut_by_driver(&lying, Link::Ethernet)).unwrap();
+        let d = decoded(&cut_by_driver(&lying, Link::Ethernet)).unwrap();
         assert!(d.truncated && !d.length_lies);
         assert_eq!((d.ip_len, d.wire_len), (9000, 9014));
     }
@@ -619,7 +618,7 @@ mod tests {
             .unwrap();
         let whole = ether(IPV4, &ip);
         for keep in (14 + 20 + 4)..=whole.len() {
-            let d = decode(&Frame {
+            let d = decoded(&Frame {
                 data: &whole[..keep],
                 wire_len: whole.len() as u32,
                 wire_len_known: true,
@@ -668,14 +667,14 @@ mod tests {
         let whole = ether(0x8100, &[&[0, 5, 8, 0][..], &udp4(1, 2, b"xyz")].concat());
         for link in [0, 1, 9, 101, 107, 113, 239, 276, 105].map(Link::from_number) {
             for n in 0..=whole.len() {
-                let _ = decode(&cut_by_driver(&whole[..n], link));
+                let _ = decoded(&cut_by_driver(&whole[..n], link));
                 let _ = steer(&cut_by_driver(&whole[..n], link));
                 let mut flipped = whole.clone();
                 for bit in 0..8 {
                     if let Some(b) = flipped.get_mut(n) {
                         *b ^= 1 << bit;
                     }
-                    let _ = decode(&cut_by_driver(&flipped, link));
+                    let _ = decoded(&cut_by_driver(&flipped, link));
                 }
             }
         }

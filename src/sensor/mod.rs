@@ -26,7 +26,7 @@ use crate::export::{FlowLog, OpenLogError};
 use crate::flow::{FlowTable, Timeouts};
 use crate::journal::{self, JournalConfig, JournalError, Scribe, Writer};
 use crate::status::{Counter, Counters, Published};
-use crate::worker::{Input, LcoreReport, Shared, Task, Worker};
+use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
 use summary::{Highlights, Summary};
@@ -96,8 +96,7 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         Outputs { log, highlights: Highlights::default(), debug: config.debug, failed: false };
     let begun = Instant::now();
     running.attend(&stop, &mut outputs);
-    let elapsed = begun.elapsed();
-    Ok(running.finish(config, outputs, elapsed))
+    Ok(running.finish(config, outputs, begun))
 }
 
 /// A flag that SIGINT and SIGTERM set; a second signal ends the process at once.
@@ -154,7 +153,7 @@ impl Running {
             active_ns: config.active_timeout.as_nanos() as u64,
         };
         for (input, &at) in inputs_of_workers.into_iter().zip(&plan.workers) {
-            let table = FlowTable::new(config.max_flows.div_ceil(workers), timeouts, seed());
+            let table = FlowTable::new(config.max_flows.div_ceil(workers), timeouts, seed(), Machine);
             let (event_tx, event_rx) = RingBuffer::new(EVENT_RING);
             let journal = scribe.as_mut().map(|scribe| {
                 let (tx, rx) = RingBuffer::new(JOURNAL_RING);
@@ -244,15 +243,17 @@ impl Running {
         *lost_before = lost;
     }
 
-    fn finish(self, config: &Config, mut outputs: Outputs, elapsed: Duration) -> Outcome {
+    fn finish(self, config: &Config, mut outputs: Outputs, begun: Instant) -> Outcome {
         let mut counters = Counters::default();
         let mut complaints: Vec<Complaint> = Vec::new();
         let mut damaged = false;
+        let mut received_until = begun;
         for (id, thread, _) in self.lcores {
             match thread.join() {
                 Ok(report) => {
                     counters.merge(&report.counters);
                     complaints.extend(report.complaints);
+                    received_until = received_until.max(report.received_until.unwrap_or(begun));
                 }
                 Err(_) => {
                     tracing::error!("lcore {id} panicked; what it held is lost");
@@ -273,7 +274,7 @@ impl Running {
         let summary = Summary {
             counters,
             highlights: &outputs.highlights,
-            elapsed,
+            elapsed: received_until - begun,
             workers: self.workers,
             incomplete: &incomplete,
         };

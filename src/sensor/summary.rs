@@ -100,6 +100,7 @@ pub(super) fn one_line(e: &FlowEvent) -> String {
 pub(super) struct Summary<'a> {
     pub(super) counters: Counters,
     pub(super) highlights: &'a Highlights,
+    /// From the start until the last input ended; reporting the flows that were open is not in it.
     pub(super) elapsed: Duration,
     pub(super) workers: usize,
     pub(super) incomplete: &'a [String],

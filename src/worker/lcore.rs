@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Worker;
 use crate::capture::{Complaint, Steer};
@@ -27,6 +27,8 @@ pub struct Shared {
 #[derive(Debug, Default)]
 pub struct LcoreReport {
     pub counters: Counters,
+    /// When the last of its inputs ended.
+    pub received_until: Option<Instant>,
     pub complaints: Vec<Complaint>,
 }
 
@@ -118,7 +120,10 @@ impl LcoreReport {
     fn take(&mut self, task: &Task) {
         self.counters.merge(task.counters());
         match task {
-            Task::Worker(worker) => self.complaints.extend(worker.complaints()),
+            Task::Worker(worker) => {
+                self.complaints.extend(worker.complaints());
+                self.received_until = self.received_until.max(worker.received_until());
+            }
             Task::Steer(steer) => self.complaints.extend(steer.complaints()),
             Task::Scribe(_) => {}
         }

@@ -9,15 +9,15 @@ mod lcore;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
-use arrayvec::ArrayVec;
 use dpdk::mbuf::free_burst;
 use dpdk::{BURST, Burst, Mbuf};
 use rtrb::{Consumer, Producer};
 
 use crate::capture::{Complaint, Poll, Source, frame};
 use crate::event::{EndReason, EventSink, FlowEvent};
-use crate::flow::{Arrival, FlowTable};
+use crate::flow::{Arrival, FlowTable, Hint};
 use crate::packet;
 use crate::status::{Counter, Counters, Turn};
 
@@ -29,6 +29,21 @@ pub enum Input {
     Source(Source),
     /// Another lcore deals them; `clock` is the time up to which it has.
     Ring { ring: Consumer<Mbuf>, clock: Arc<AtomicU64>, waits: bool },
+}
+
+/// This machine's prefetch and large pages, for the flow table.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine;
+
+impl Hint for Machine {
+    #[inline]
+    fn soon<T>(self, what: &T) {
+        dpdk::memory::prefetch(what);
+    }
+
+    fn large<T>(self, memory: &Vec<T>) {
+        dpdk::memory::prefer_large_pages(memory);
+    }
 }
 
 /// Sends events to the control thread.
@@ -58,14 +73,15 @@ impl EventSink for EventRing {
 /// One worker: its input, its flows and its ways out.
 pub struct Worker {
     input: Input,
-    table: FlowTable,
+    table: FlowTable<Machine>,
     journal: Option<Producer<Mbuf>>,
     events: EventRing,
     burst: Burst,
-    arrivals: ArrayVec<Arrival, BURST>,
+    arrivals: Box<[Arrival; BURST]>,
     /// The input waits for us, so nothing is dropped.
     waits: bool,
     phase: Phase,
+    received_until: Option<Instant>,
     pub counters: Counters,
 }
 
@@ -80,7 +96,7 @@ enum Phase {
 impl Worker {
     pub fn new(
         input: Input,
-        table: FlowTable,
+        table: FlowTable<Machine>,
         events: Producer<FlowEvent>,
         journal: Option<Producer<Mbuf>>,
     ) -> Self {
@@ -94,9 +110,10 @@ impl Worker {
             journal,
             events: EventRing { ring: events, waits, sent: 0 },
             burst: Burst::new(),
-            arrivals: ArrayVec::new(),
+            arrivals: Box::new([Arrival::default(); BURST]),
             waits,
             phase: Phase::Receiving,
+            received_until: None,
             counters: Counters::default(),
         }
     }
@@ -132,6 +149,11 @@ impl Worker {
         }
     }
 
+    /// When its input ended.
+    pub fn received_until(&self) -> Option<Instant> {
+        self.received_until
+    }
+
     pub fn complaints(&self) -> Vec<Complaint> {
         match &self.input {
             Input::Source(source) => source.complaints(),
@@ -161,6 +183,7 @@ impl Worker {
             }
             Poll::End => {
                 self.phase = Phase::Draining;
+                self.received_until = Some(Instant::now());
                 Turn::Busy
             }
         }
@@ -168,29 +191,37 @@ impl Worker {
 
     #[inline]
     fn account(&mut self) {
-        self.arrivals.clear();
+        for packet in &self.burst {
+            dpdk::memory::prefetch(packet.data());
+        }
         let counters = &mut self.counters;
+        let (mut bytes, mut readable, mut truncated, mut lies) = (0, 0, 0, 0);
         for packet in &self.burst {
             let frame = frame(packet);
-            match packet::decode(&frame) {
-                Ok(decoded) => {
-                    counters.add(Counter::Bytes, u64::from(decoded.wire_len));
-                    counters.add(Counter::Truncated, u64::from(decoded.truncated));
-                    counters.add(Counter::LengthLies, u64::from(decoded.length_lies));
-                    self.arrivals.push(Arrival {
-                        decoded,
-                        timestamp_ns: packet.timestamp_ns(),
-                        clock_ns: packet.meta().clock_ns,
-                    });
+            let Some(arrival) = self.arrivals.get_mut(readable) else { break };
+            match packet::decode(&frame, &mut arrival.decoded) {
+                Ok(()) => {
+                    let d = &arrival.decoded;
+                    bytes += u64::from(d.wire_len);
+                    truncated += u64::from(d.truncated);
+                    lies += u64::from(d.length_lies);
+                    arrival.timestamp_ns = packet.timestamp_ns();
+                    arrival.clock_ns = packet.meta().clock_ns;
+                    readable += 1;
                 }
                 Err(reason) => {
-                    counters.add(Counter::Bytes, u64::from(frame.wire_len));
+                    bytes += u64::from(frame.wire_len);
                     counters.reject(reason);
                 }
             }
         }
-        counters.add(Counter::Decoded, self.arrivals.len() as u64);
-        self.table.burst(&mut self.arrivals, &mut self.events);
+        counters.add(Counter::Bytes, bytes);
+        counters.add(Counter::Truncated, truncated);
+        counters.add(Counter::LengthLies, lies);
+        counters.add(Counter::Decoded, readable as u64);
+        if let Some(arrivals) = self.arrivals.get_mut(..readable) {
+            self.table.burst(arrivals, &mut self.events);
+        }
         self.count_table();
     }
 

@@ -23,8 +23,6 @@ void shim_pktmbuf_free(struct rte_mbuf *m) { rte_pktmbuf_free(m); }
 
 void shim_pktmbuf_refcnt_update(struct rte_mbuf *m, int16_t v) { rte_pktmbuf_refcnt_update(m, v); }
 
-uint16_t shim_mbuf_refcnt(const struct rte_mbuf *m) { return rte_mbuf_refcnt_read(m); }
-
 static shim_log_cb log_cb;
 
 static ssize_t log_write(void *cookie, const char *buf, size_t size)

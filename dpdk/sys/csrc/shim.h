@@ -36,7 +36,6 @@ struct rte_mbuf *shim_pktmbuf_alloc(struct rte_mempool *pool);
 void shim_pktmbuf_free(struct rte_mbuf *m);
 /* Adds v to the reference count of every segment of m. */
 void shim_pktmbuf_refcnt_update(struct rte_mbuf *m, int16_t v);
-uint16_t shim_mbuf_refcnt(const struct rte_mbuf *m);
 
 /* Sends every DPDK log line to cb(level, text, length). Call before rte_eal_init. */
 typedef void (*shim_log_cb)(uint32_t level, const char *text, size_t len);

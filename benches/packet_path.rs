@@ -1,0 +1,150 @@
+//! The packet path in memory, stage by stage: no DPDK, no I/O, frames prepared.
+//!
+//! usage: packet_path FILE... [--stage NAME] [--rounds N]
+//!
+//! Each stage does what the one before does and one thing more, so that differences are the stages'
+//! own. Without `--stage` every stage is timed, best and median of the rounds; with it the stage is
+//! run for that many rounds and nothing is timed, for a tool that counts instructions.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark that cannot run fails")]
+
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use malakocut::capture::CaptureReader;
+use malakocut::event::{EventSink, FlowEvent};
+use malakocut::flow::{Arrival, FlowTable, Timeouts};
+use malakocut::packet::{self, FlowKey, Frame, Link};
+use malakocut::worker::Machine;
+
+const BURST: usize = 32;
+const STAGES: [&str; 4] = ["iterate", "decode", "key", "table"];
+
+struct Packets {
+    bytes: Vec<u8>,
+    /// Start, captured length, wire length, timestamp.
+    index: Vec<(usize, usize, u32, u64)>,
+    link: u16,
+}
+
+impl Packets {
+    fn read(path: &Path) -> Self {
+        let mut reader = CaptureReader::open(path, 1 << 20).expect("a capture file");
+        let mut this = Self { bytes: Vec::new(), index: Vec::new(), link: 1 };
+        while let Some(r) = reader.peek().expect("a whole capture") {
+            this.index.push((this.bytes.len(), r.data.len(), r.wire_len, r.timestamp_ns));
+            this.bytes.extend_from_slice(r.data);
+            this.link = r.link;
+            reader.consume();
+        }
+        this
+    }
+
+    fn frame(&self, n: usize) -> Frame<'_> {
+        let (start, len, wire_len, _) = self.index[n];
+        Frame {
+            data: &self.bytes[start..start + len],
+            wire_len,
+            wire_len_known: true,
+            link: Link::from_number(self.link),
+        }
+    }
+}
+
+/// Takes events and forgets them.
+#[derive(Default)]
+struct Nowhere(u64);
+
+impl EventSink for Nowhere {
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+    fn push(&mut self, event: FlowEvent) {
+        self.0 += black_box(event).total[0].packets;
+    }
+}
+
+/// One pass over all packets.
+#[inline(never)]
+fn pass(stage: &str, packets: &Packets, table: &mut FlowTable<Machine>, sink: &mut Nowhere) -> u64 {
+    let depth = STAGES.iter().position(|&s| s == stage).expect("a stage");
+    let mut arrivals = [Arrival::default(); BURST];
+    let mut sum = 0u64;
+    let mut first = 0;
+    while first < packets.index.len() {
+        let n = BURST.min(packets.index.len() - first);
+        let mut readable = 0;
+        for at in first..first + n {
+            let frame = packets.frame(at);
+            if depth == 0 {
+                sum += u64::from(frame.data[0]);
+                continue;
+            }
+            let arrival = &mut arrivals[readable];
+            if packet::decode(&frame, &mut arrival.decoded).is_ok() {
+                arrival.timestamp_ns = packets.index[at].3;
+                arrival.clock_ns = packets.index[at].3;
+                readable += 1;
+            }
+        }
+        match depth {
+            1 => sum += black_box(&arrivals[..readable]).len() as u64,
+            2 => {
+                for a in &arrivals[..readable] {
+                    sum ^= FlowKey::of(&a.decoded.tuple).0.words()[4];
+                }
+            }
+            3 => table.burst(&mut arrivals[..readable], sink),
+            _ => {}
+        }
+        first += n;
+    }
+    sum
+}
+
+fn table() -> FlowTable<Machine> {
+    let second = 1_000_000_000;
+    let timeouts = Timeouts { idle_ns: 60 * second, active_ns: 300 * second };
+    FlowTable::new(1_200_000, timeouts, 1, Machine)
+}
+
+fn main() {
+    let mut files: Vec<PathBuf> = Vec::new();
+    let (mut stage, mut rounds) = (None, 7);
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--stage" => stage = args.next(),
+            "--rounds" => rounds = args.next().and_then(|n| n.parse().ok()).expect("a number of rounds"),
+            "--bench" => {}
+            _ => files.push(arg.into()),
+        }
+    }
+    for file in &files {
+        let packets = Packets::read(file);
+        let mut sink = Nowhere::default();
+        if let Some(stage) = &stage {
+            let mut table = table();
+            for _ in 0..rounds {
+                black_box(pass(stage, &packets, &mut table, &mut sink));
+            }
+            continue;
+        }
+        let name = file.file_stem().unwrap_or_default().to_string_lossy();
+        for stage in STAGES {
+            let mut table = table();
+            // The first pass makes the flows.
+            black_box(pass(stage, &packets, &mut table, &mut sink));
+            let mut times: Vec<f64> = (0..rounds)
+                .map(|_| {
+                    let begun = Instant::now();
+                    black_box(pass(stage, &packets, &mut table, &mut sink));
+                    begun.elapsed().as_nanos() as f64 / packets.index.len() as f64
+                })
+                .collect();
+            times.sort_by(f64::total_cmp);
+            println!("{name:8} {stage:8} {:7.1} ns/packet best {:7.1} median", times[0], times[rounds / 2]);
+        }
+    }
+}
