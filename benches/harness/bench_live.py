@@ -27,10 +27,11 @@ def send(ctx, pair, path):
 def listen(ctx, pair, journal):
     """A sensor on the other end; `journal` is a directory, or None.
 
-    The sender has core 0 for itself, as if it were another machine; only the journal's lcore may
-    use both.
+    The sender has core 0, as if it were another machine, and the worker core 1. With two cores the
+    journal's lcore has to share them.
     """
-    where = ["--lcores", "0@0-1,1@1", "--journal", "on", "--data-dir", journal]
+    scribe = "0@0-1" if os.cpu_count() < 3 else "0@2"
+    where = ["--lcores", f"{scribe},1@1", "--journal", "on", "--data-dir", journal]
     where = where if journal else ["--lcores", "1@1", "--journal", "off"]
     return Sensor(ctx.binary, ctx.config, ["--interface", "mirror", *where], pair.prefix())
 
@@ -142,7 +143,9 @@ def section(ctx):
             ["", "sent kpps", "sent", "received", "drops", "unaccounted", "not journaled",
              "CPU us/packet", "rate of the sender alone"],
             rows,
-            notes,
+            notes if os.cpu_count() > 2 else [
+                *notes, "with two cores the journal has none of its own: it shares those of the others"
+            ],
         )
         try:
             shares = out["idle"] = idle(ctx, pair)

@@ -8,10 +8,10 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::path::PathBuf;
 
-use dpdk::{Burst, Mempool, Meta};
+use dpdk::{Mempool, Meta};
 
 use super::reader::{CaptureReader, OpenError};
-use super::{Complaint, Poll};
+use super::{Batch, Complaint, Poll, Stamp};
 
 /// Read at once from each file; less when there are many.
 const BUFFER: usize = 1 << 20;
@@ -62,30 +62,22 @@ impl FileSource {
         }
     }
 
-    pub(super) fn poll(&mut self, burst: &mut Burst) -> Poll {
-        let before = burst.len();
-        while !burst.is_full() && !self.stopped {
+    pub(super) fn poll(&mut self, batch: &mut Batch) -> Poll {
+        while !batch.packets.is_full() && !self.stopped {
             let Some(&Reverse((_, n))) = self.heads.peek() else { break };
             let Some(reader) = self.readers.get_mut(n) else { break };
             let Ok(Some(record)) = reader.peek() else { break };
             // An empty pool: the packet stays where it is until buffers come back.
-            let Some(mut packet) = self.pool.copy_in(record.data) else { break };
+            let Some(packet) = self.pool.copy_in(record.data) else { break };
             self.clock = self.clock.max(record.timestamp_ns);
-            packet.stamp(
-                record.timestamp_ns,
-                Meta {
-                    clock_ns: self.clock,
-                    wire_len: record.wire_len,
-                    link: record.link,
-                    flags: 0,
-                },
-            );
-            burst.push(packet);
+            let (wire_len, link) = (record.wire_len, record.link);
+            let meta = Meta { clock_ns: self.clock, wire_len, link, flags: 0 };
+            batch.push(packet, Stamp { timestamp_ns: record.timestamp_ns, meta });
             reader.consume();
             self.heads.pop();
             self.look_at(n);
         }
-        match burst.len() - before {
+        match batch.packets.len() {
             0 if self.stopped || self.heads.is_empty() => Poll::End,
             0 => Poll::Empty,
             n => Poll::Packets(n),

@@ -9,7 +9,7 @@ mod port;
 mod reader;
 mod steer;
 
-use dpdk::Burst;
+use dpdk::{BURST, Burst, Mbuf, Meta};
 
 pub use file::FileSource;
 pub use port::{PortKind, PortSource};
@@ -21,12 +21,63 @@ use crate::packet::{Frame, Link};
 /// What a poll gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Poll {
-    /// So many packets were appended.
+    /// So many packets came.
     Packets(usize),
     /// Nothing now.
     Empty,
     /// Nothing ever again.
     End,
+}
+
+/// When and how a packet came.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stamp {
+    /// The packet's own time, nanoseconds since 1970.
+    pub timestamp_ns: u64,
+    pub meta: Meta,
+}
+
+/// A burst and its stamps. The stamps go into the buffers only where these change hands
+/// ([`Batch::stamp_buffers`]): a buffer's second cache line is dear.
+pub struct Batch {
+    pub packets: Burst,
+    stamps: [Stamp; BURST],
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { packets: Burst::new(), stamps: [Stamp::default(); BURST] }
+    }
+}
+
+impl Batch {
+    /// The packets with their stamps.
+    #[inline]
+    pub fn iter(&self) -> impl Iterator<Item = (&Mbuf, &Stamp)> {
+        self.packets.iter().zip(&self.stamps)
+    }
+
+    fn push(&mut self, packet: Mbuf, stamp: Stamp) {
+        if let Some(slot) = self.stamps.get_mut(self.packets.len()) {
+            *slot = stamp;
+            self.packets.push(packet);
+        }
+    }
+
+    /// Takes packets over that another lcore stamped.
+    pub fn take_stamped(&mut self, packets: impl Iterator<Item = Mbuf>) {
+        for packet in packets {
+            let stamp = Stamp { timestamp_ns: packet.timestamp_ns(), meta: packet.meta() };
+            self.push(packet, stamp);
+        }
+    }
+
+    /// Writes the stamps into the buffers, for whoever gets them next.
+    pub fn stamp_buffers(&mut self) {
+        for (packet, stamp) in self.packets.iter_mut().zip(&self.stamps) {
+            packet.stamp(stamp.timestamp_ns, stamp.meta);
+        }
+    }
 }
 
 /// Something to poll for packets.
@@ -36,12 +87,12 @@ pub enum Source {
 }
 
 impl Source {
-    /// Appends what is there to `burst`.
+    /// Fills an empty batch with what is there.
     #[inline]
-    pub fn poll(&mut self, burst: &mut Burst) -> Poll {
+    pub fn poll(&mut self, batch: &mut Batch) -> Poll {
         match self {
-            Self::File(s) => s.poll(burst),
-            Self::Port(s) => s.poll(burst),
+            Self::File(s) => s.poll(batch),
+            Self::Port(s) => s.poll(batch),
         }
     }
 
@@ -87,14 +138,13 @@ pub struct Complaint {
     pub is_cut: bool,
 }
 
-/// The frame that a stamped buffer holds.
+/// The frame in a buffer.
 #[inline]
-pub fn frame(m: &dpdk::Mbuf) -> Frame<'_> {
-    let meta = m.meta();
+pub fn frame<'a>(packet: &'a Mbuf, meta: &Meta) -> Frame<'a> {
     Frame {
-        data: m.data(),
+        data: packet.data(),
         wire_len: meta.wire_len,
-        wire_len_known: meta.flags & dpdk::Meta::LENGTH_UNKNOWN == 0,
+        wire_len_known: meta.flags & Meta::LENGTH_UNKNOWN == 0,
         link: Link::from_number(meta.link),
     }
 }

@@ -6,9 +6,9 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use dpdk::{Burst, Meta, RxQueue};
+use dpdk::{Meta, RxQueue};
 
-use super::Poll;
+use super::{Batch, Poll, Stamp};
 
 /// Polls without a packet that mean the end of a file.
 const EMPTY_POLLS: u32 = 3;
@@ -56,25 +56,34 @@ struct Queue {
     ended: bool,
 }
 
-/// Wall time that runs on evenly: the wall clock is read at the start, then only time that passed
-/// is added.
+/// Wall time that never runs backwards and costs one clock read.
+///
+/// It runs on the monotonic clock; each second it is set to the wall clock where that is ahead.
 struct LiveClock {
+    /// Wall time, nanoseconds, at `since`.
     wall_ns: u64,
     since: Instant,
 }
 
+const SET_EVERY: u64 = 1_000_000_000;
+
 impl LiveClock {
     fn new() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { wall_ns: wall.as_nanos() as u64, since: Instant::now() }
+        Self { wall_ns: wall_ns(), since: Instant::now() }
     }
 
-    fn now_ns(&self) -> u64 {
-        self.wall_ns + self.since.elapsed().as_nanos() as u64
+    #[inline]
+    fn now_ns(&mut self) -> u64 {
+        let passed = self.since.elapsed().as_nanos() as u64;
+        if passed >= SET_EVERY {
+            let even = self.wall_ns + passed;
+            *self = Self { wall_ns: even.max(wall_ns()), since: Instant::now() };
+            return self.wall_ns;
+        }
+        self.wall_ns + passed
     }
 }
 
-/// Wall time, for stamping.
 fn wall_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
 }
@@ -93,44 +102,43 @@ impl PortSource {
     }
 
     /// Polls each queue in turn until one has something.
-    pub(super) fn poll(&mut self, burst: &mut Burst) -> Poll {
+    pub(super) fn poll(&mut self, batch: &mut Batch) -> Poll {
         if self.stopping.is_some_and(|since| since.elapsed() > READ_OUT) {
             return Poll::End;
         }
-        let before = burst.len();
         for _ in 0..self.queues.len() {
             let at = self.next;
-            self.next = (self.next + 1) % self.queues.len();
+            self.next = if at + 1 < self.queues.len() { at + 1 } else { 0 };
             let Some(queue) = self.queues.get_mut(at) else { break };
             if queue.ended {
                 continue;
             }
-            if queue.rx.rx(burst) == 0 {
+            let got = queue.rx.rx(&mut batch.packets);
+            if got == 0 {
                 queue.count_empty();
                 continue;
             }
             queue.empty_polls = 0;
             let kind = queue.kind;
-            self.stamp(burst, before, kind);
-            return Poll::Packets(burst.len() - before);
+            self.stamp(batch, kind);
+            return Poll::Packets(got);
         }
         if self.is_over() { Poll::End } else { Poll::Empty }
     }
 
-    fn stamp(&mut self, burst: &mut Burst, from: usize, kind: PortKind) {
-        // One read a burst; a file's packets carry their own.
-        let (now, clock) =
-            if kind.stamps_microseconds { (0, 0) } else { (wall_ns(), self.live.now_ns()) };
+    fn stamp(&mut self, batch: &mut Batch, kind: PortKind) {
         let flags = if kind.cuts_silently { Meta::LENGTH_UNKNOWN } else { 0 };
-        for packet in burst.iter_mut().skip(from) {
-            let timestamp = match packet.driver_timestamp() {
-                Some(us) if kind.stamps_microseconds => us * 1000,
-                _ => now,
-            };
-            self.clock =
-                self.clock.max(if kind.is_file { timestamp } else { clock.max(timestamp) });
-            let wire_len = packet.len();
-            packet.stamp(timestamp, Meta { clock_ns: self.clock, wire_len, link: ETHERNET, flags });
+        // One read a burst; a file's packets carry their own.
+        let now = if kind.is_file { 0 } else { self.live.now_ns() };
+        self.clock = self.clock.max(now);
+        for (packet, stamp) in batch.packets.iter().zip(&mut batch.stamps) {
+            let mut timestamp_ns = now;
+            if kind.stamps_microseconds {
+                timestamp_ns = packet.driver_timestamp().map_or(now, |us| us * 1000);
+                self.clock = self.clock.max(timestamp_ns);
+            }
+            let meta = Meta { clock_ns: self.clock, wire_len: packet.len(), link: ETHERNET, flags };
+            *stamp = Stamp { timestamp_ns, meta };
         }
     }
 

@@ -8,10 +8,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dpdk::{Burst, Mbuf};
+use dpdk::Mbuf;
 use rtrb::Producer;
 
-use super::{Complaint, Poll, Source, frame};
+use super::{Batch, Complaint, Poll, Source, frame};
 use crate::packet;
 use crate::status::{Counter, Counters, Turn};
 
@@ -20,7 +20,7 @@ pub struct Steer {
     rings: Vec<Producer<Mbuf>>,
     /// Packets that wait for room, oldest first.
     held: VecDeque<(usize, Mbuf)>,
-    burst: Burst,
+    batch: Batch,
     waits: bool,
     /// Tells the workers what time it is; written after the packets of that time were dealt.
     clock: Arc<AtomicU64>,
@@ -34,7 +34,7 @@ impl Steer {
             sources,
             rings,
             held: VecDeque::with_capacity(dpdk::BURST),
-            burst: Burst::new(),
+            batch: Batch::default(),
             waits,
             clock,
             counters: Counters::default(),
@@ -49,7 +49,7 @@ impl Steer {
         let (mut packets, mut ended) = (0, 0);
         for n in 0..self.sources.len() {
             let Some(source) = self.sources.get_mut(n) else { break };
-            match source.poll(&mut self.burst) {
+            match source.poll(&mut self.batch) {
                 Poll::Packets(got) => packets += got,
                 Poll::Empty => {}
                 Poll::End => ended += 1,
@@ -70,14 +70,15 @@ impl Steer {
 
     fn deal(&mut self) {
         let workers = self.rings.len() as u64;
-        let mut burst = std::mem::take(&mut self.burst);
-        self.counters.add(Counter::Packets, burst.len() as u64);
-        for packet in burst.drain(..) {
-            let hash = u64::from(packet::steer(&frame(&packet)));
+        self.batch.stamp_buffers();
+        let mut packets = std::mem::take(&mut self.batch.packets);
+        self.counters.add(Counter::Packets, packets.len() as u64);
+        for packet in packets.drain(..) {
+            let hash = u64::from(packet::steer(&frame(&packet, &packet.meta())));
             let worker = ((hash * workers) >> 32) as usize;
             self.push(worker, packet);
         }
-        self.burst = burst;
+        self.batch.packets = packets;
     }
 
     fn push(&mut self, worker: usize, packet: Mbuf) {

@@ -28,6 +28,19 @@ pub(super) struct Index {
     mask: usize,
 }
 
+impl Bucket {
+    /// One bit for each lane with this tag.
+    #[inline]
+    fn matching(&self, tag: u16) -> u8 {
+        // Written so that it becomes one comparison of all lanes.
+        let mut lanes = 0;
+        for lane in 0..LANES {
+            lanes |= u8::from(self.tags[lane] == tag) << lane;
+        }
+        lanes
+    }
+}
+
 #[inline]
 fn tag(hash: u64) -> u16 {
     // The bucket comes from the low bits, the tag from the high ones.
@@ -56,8 +69,8 @@ impl Index {
     #[inline]
     pub(super) fn guess(&self, hash: u64) -> Option<u32> {
         let bucket = self.buckets.get(hash as usize & self.mask)?;
-        let t = tag(hash);
-        (0..LANES).find(|&lane| bucket.tags[lane] == t).map(|lane| bucket.places[lane])
+        let lanes = bucket.matching(tag(hash));
+        bucket.places.get(lanes.trailing_zeros() as usize).copied()
     }
 
     /// The place with this hash for which `is_it` holds.
@@ -68,10 +81,12 @@ impl Index {
         // One round at most, though a table that is never full ends far earlier.
         for _ in 0..=self.mask {
             let bucket = self.buckets.get(at)?;
-            for lane in 0..LANES {
-                if bucket.tags[lane] == t && is_it(bucket.places[lane]) {
-                    return Some(bucket.places[lane]);
+            let mut lanes = bucket.matching(t);
+            while let Some(&place) = bucket.places.get(lanes.trailing_zeros() as usize) {
+                if is_it(place) {
+                    return Some(place);
                 }
+                lanes &= lanes - 1;
             }
             if bucket.passed == 0 {
                 return None;

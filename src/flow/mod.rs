@@ -93,6 +93,8 @@ pub struct FlowTable<H = NoHint> {
     max_flows: usize,
     /// First and last of the flows without an answer.
     waiting: (u32, u32),
+    /// Scratch of a burst.
+    keys: Box<[Keyed]>,
     /// Where the next eviction sample starts.
     hand: u32,
     stats: TableStats,
@@ -141,6 +143,7 @@ impl<H: Hint> FlowTable<H> {
             secrets: RapidSecrets::seed(seed),
             max_flows,
             waiting: (NONE, NONE),
+            keys: vec![Keyed::default(); AHEAD].into(),
             hand: 0,
             stats: TableStats::default(),
         }
@@ -174,7 +177,7 @@ impl<H: Hint> FlowTable<H> {
     /// So few packets that what all of them will read can be fetched before the first is worked on.
     #[inline]
     fn few(&mut self, arrivals: &mut [Arrival], sink: &mut impl EventSink) {
-        let mut keys = [Keyed::default(); AHEAD];
+        let mut keys = std::mem::take(&mut self.keys);
         for (keyed, arrival) in keys.iter_mut().zip(arrivals.iter()) {
             (keyed.key, keyed.from_a) = FlowKey::of(&arrival.decoded.tuple);
             keyed.hash = self.hash(&keyed.key);
@@ -182,8 +185,9 @@ impl<H: Hint> FlowTable<H> {
                 self.hint.soon(line);
             }
         }
-        for keyed in keys.iter().take(arrivals.len()) {
-            if let Some(hot) = self.index.guess(keyed.hash).and_then(|p| self.slab.hot.get(p as usize)) {
+        for keyed in keys.iter_mut().take(arrivals.len()) {
+            keyed.guess = self.index.guess(keyed.hash).unwrap_or(NONE);
+            if let Some(hot) = self.slab.hot.get(keyed.guess as usize) {
                 let [first, second] = hot.lines();
                 self.hint.soon(first);
                 self.hint.soon(second);
@@ -191,10 +195,11 @@ impl<H: Hint> FlowTable<H> {
         }
         for (keyed, arrival) in keys.iter().zip(arrivals) {
             match arrival.decoded.fragment {
-                None => _ = self.hashed(arrival, &keyed.key, keyed.from_a, keyed.hash, sink),
+                None => _ = self.keyed(arrival, keyed, sink),
                 Some(fragment) => self.fragment(arrival, fragment, sink),
             }
         }
+        self.keys = keys;
     }
 
     #[cold]
@@ -251,22 +256,24 @@ impl<H: Hint> FlowTable<H> {
     fn packet(&mut self, arrival: &Arrival, sink: &mut impl EventSink) -> Option<u32> {
         let (key, from_a) = FlowKey::of(&arrival.decoded.tuple);
         let hash = self.hash(&key);
-        self.hashed(arrival, &key, from_a, hash, sink)
+        self.keyed(arrival, &Keyed { key, hash, from_a, guess: NONE }, sink)
     }
 
     #[inline]
-    fn hashed(
-        &mut self,
-        arrival: &Arrival,
-        key: &FlowKey,
-        from_a: bool,
-        hash: u64,
-        sink: &mut impl EventSink,
-    ) -> Option<u32> {
-        let hot = &self.slab.hot;
-        let Some(place) = self.index.find(hash, |p| hot[p as usize].key == *key) else {
-            let place = self.create(key, hash, from_a, arrival, sink)?;
-            return self.take(place, from_a, arrival);
+    fn keyed(&mut self, arrival: &Arrival, keyed: &Keyed, sink: &mut impl EventSink) -> Option<u32> {
+        let Keyed { key, hash, from_a, guess } = keyed;
+        let (hash, from_a) = (*hash, *from_a);
+        let flows = &self.slab.hot;
+        // A guess from before this burst's own new flows and ends holds only if the key says so.
+        let place = match flows.get(*guess as usize) {
+            Some(hot) if hot.key == *key && hot.in_use() => *guess,
+            _ => match self.index.find(hash, |p| flows[p as usize].key == *key) {
+                Some(place) => place,
+                None => {
+                    let place = self.create(key, hash, from_a, arrival, sink)?;
+                    return self.take(place, from_a, arrival);
+                }
+            },
         };
         let hot = &mut self.slab.hot[place as usize];
         let side = hot.side(from_a);
@@ -524,6 +531,8 @@ struct Keyed {
     key: FlowKey,
     hash: u64,
     from_a: bool,
+    /// The place that its first line gave.
+    guess: u32,
 }
 
 fn bytes(key: &FlowKey) -> [u8; 40] {

@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use dpdk::mbuf::free_burst;
-use dpdk::{BURST, Burst, Mbuf};
+use dpdk::{BURST, Mbuf};
 use rtrb::{Consumer, Producer};
 
-use crate::capture::{Complaint, Poll, Source, frame};
+use crate::capture::{Batch, Complaint, Poll, Source, frame};
 use crate::event::{EndReason, EventSink, FlowEvent};
 use crate::flow::{Arrival, FlowTable, Hint};
 use crate::packet;
@@ -76,7 +76,7 @@ pub struct Worker {
     table: FlowTable<Machine>,
     journal: Option<Producer<Mbuf>>,
     events: EventRing,
-    burst: Burst,
+    batch: Batch,
     arrivals: Box<[Arrival; BURST]>,
     /// The input waits for us, so nothing is dropped.
     waits: bool,
@@ -109,7 +109,7 @@ impl Worker {
             table,
             journal,
             events: EventRing { ring: events, waits, sent: 0 },
-            burst: Burst::new(),
+            batch: Batch::default(),
             arrivals: Box::new([Arrival::default(); BURST]),
             waits,
             phase: Phase::Receiving,
@@ -165,11 +165,14 @@ impl Worker {
     fn receive(&mut self) -> Turn {
         let poll = match &mut self.input {
             Input::Source(source) => {
-                let poll = source.poll(&mut self.burst);
-                self.counters.add(Counter::Packets, self.burst.len() as u64);
+                let poll = source.poll(&mut self.batch);
+                self.counters.add(Counter::Packets, self.batch.packets.len() as u64);
+                if self.journal.is_some() {
+                    self.batch.stamp_buffers();
+                }
                 poll
             }
-            Input::Ring { ring, .. } => from_ring(ring, &mut self.burst),
+            Input::Ring { ring, .. } => from_ring(ring, &mut self.batch),
         };
         match poll {
             Poll::Packets(_) => {
@@ -191,13 +194,13 @@ impl Worker {
 
     #[inline]
     fn account(&mut self) {
-        for packet in &self.burst {
+        for packet in &self.batch.packets {
             dpdk::memory::prefetch(packet.data());
         }
         let counters = &mut self.counters;
         let (mut bytes, mut readable, mut truncated, mut lies) = (0, 0, 0, 0);
-        for packet in &self.burst {
-            let frame = frame(packet);
+        for (packet, stamp) in self.batch.iter() {
+            let frame = frame(packet, &stamp.meta);
             let Some(arrival) = self.arrivals.get_mut(readable) else { break };
             match packet::decode(&frame, &mut arrival.decoded) {
                 Ok(()) => {
@@ -205,8 +208,8 @@ impl Worker {
                     bytes += u64::from(d.wire_len);
                     truncated += u64::from(d.truncated);
                     lies += u64::from(d.length_lies);
-                    arrival.timestamp_ns = packet.timestamp_ns();
-                    arrival.clock_ns = packet.meta().clock_ns;
+                    arrival.timestamp_ns = stamp.timestamp_ns;
+                    arrival.clock_ns = stamp.meta.clock_ns;
                     readable += 1;
                 }
                 Err(reason) => {
@@ -237,24 +240,24 @@ impl Worker {
     #[inline]
     fn hand_to_journal(&mut self) -> bool {
         let Some(ring) = &mut self.journal else {
-            free_burst(&mut self.burst);
+            free_burst(&mut self.batch.packets);
             return true;
         };
-        if self.burst.is_empty() {
+        if self.batch.packets.is_empty() {
             return true;
         }
-        let room = ring.slots().min(self.burst.len());
+        let room = ring.slots().min(self.batch.packets.len());
         if let Ok(chunk) = ring.write_chunk_uninit(room) {
-            chunk.fill_from_iter(self.burst.drain(..room));
+            chunk.fill_from_iter(self.batch.packets.drain(..room));
         }
-        if self.burst.is_empty() {
+        if self.batch.packets.is_empty() {
             return true;
         }
         if self.waits {
             return false;
         }
-        self.counters.add(Counter::JournalOverload, self.burst.len() as u64);
-        free_burst(&mut self.burst);
+        self.counters.add(Counter::JournalOverload, self.batch.packets.len() as u64);
+        free_burst(&mut self.batch.packets);
         true
     }
 
@@ -280,15 +283,15 @@ impl Worker {
     }
 }
 
-fn from_ring(ring: &mut Consumer<Mbuf>, burst: &mut Burst) -> Poll {
+fn from_ring(ring: &mut Consumer<Mbuf>, batch: &mut Batch) -> Poll {
     // Asked first: what is pushed afterwards is no sign of the end.
     let abandoned = ring.is_abandoned();
-    let n = ring.slots().min(burst.remaining_capacity());
+    let n = ring.slots().min(batch.packets.remaining_capacity());
     if n == 0 {
         return if abandoned { Poll::End } else { Poll::Empty };
     }
     if let Ok(chunk) = ring.read_chunk(n) {
-        burst.extend(chunk);
+        batch.take_stamped(chunk.into_iter());
     }
     Poll::Packets(n)
 }
