@@ -1,11 +1,12 @@
 # make run    build malakocut and show what it finds in the capture that ships with it
 # make test   every check and test; installs what it needs
+# make bench  measure the binary against the machine's limits and other programs (BENCH_ARGS=--quick)
 # make build | lint | clean
 
 CARGO ?= cargo
 CAPTURE := tests/captures/home.pcap.gz
 
-.PHONY: run build test lint toolchain clean
+.PHONY: run build test bench lint toolchain clean
 
 run: build
 	@scripts/setup-hugepages.sh || true
@@ -21,6 +22,11 @@ test: toolchain
 	@$(MAKE) --no-print-directory lint
 	$(CARGO) test --workspace --locked --no-fail-fast
 	tests/setup_hugepages.sh
+
+bench: build
+	@scripts/install-packages.sh bench
+	python3 benches/bench.py $(BENCH_ARGS)
+	$(CARGO) bench --locked --bench packet_path -- $(CAPTURE)
 
 lint: toolchain
 	$(CARGO) fmt --all --check

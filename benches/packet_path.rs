@@ -116,7 +116,9 @@ fn main() {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--stage" => stage = args.next(),
-            "--rounds" => rounds = args.next().and_then(|n| n.parse().ok()).expect("a number of rounds"),
+            "--rounds" => {
+                rounds = args.next().and_then(|n| n.parse().ok()).expect("a number of rounds");
+            }
             "--bench" => {}
             _ => files.push(arg.into()),
         }
@@ -144,7 +146,11 @@ fn main() {
                 })
                 .collect();
             times.sort_by(f64::total_cmp);
-            println!("{name:8} {stage:8} {:7.1} ns/packet best {:7.1} median", times[0], times[rounds / 2]);
+            println!(
+                "{name:8} {stage:8} {:7.1} ns/packet best {:7.1} median",
+                times[0],
+                times[rounds / 2]
+            );
         }
     }
 }

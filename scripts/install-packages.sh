@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that malakocut needs, if any is missing.
-# usage: install-packages.sh build|test
+# usage: install-packages.sh build|test|bench
 set -euo pipefail
 
 build=(build-essential pkg-config clang libclang-dev libdpdk-dev)
 test=(tcpdump tshark tcpreplay ethtool iproute2 procps util-linux)
 
+bench=(dpdk-dev softflowd nfdump argus-server argus-client libndpi-bin valgrind)
+
 case "${1:-}" in
 build) packages=("${build[@]}") ;;
 test) packages=("${build[@]}" "${test[@]}") ;;
+bench) packages=("${build[@]}" "${test[@]}" "${bench[@]}") ;;
 *)
-	echo "usage: ${0##*/} build|test" >&2
+	echo "usage: ${0##*/} build|test|bench" >&2
 	exit 2
 	;;
 esac

@@ -43,8 +43,12 @@ fn no_allocation_per_packet_in_steady_state() {
     let (events_tx, mut events) = RingBuffer::new(1 << 14);
     let (journal_tx, mut journal) = RingBuffer::new(4096);
     let input = Input::Source(Source::File(source));
-    let mut worker =
-        Worker::new(input, FlowTable::new(100_000, timeouts, 1, Machine), events_tx, Some(journal_tx));
+    let mut worker = Worker::new(
+        input,
+        FlowTable::new(100_000, timeouts, 1, Machine),
+        events_tx,
+        Some(journal_tx),
+    );
 
     let mut turns = |worker: &mut Worker, until: u64| {
         let mut seen = 0;

@@ -401,6 +401,21 @@ fn without_root_and_without_hugepages() {
 }
 
 #[test]
+fn the_shipped_configuration_holds_the_defaults_and_every_option() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/malakocut.toml");
+    let summary =
+        malakocut(&["--config", text(&path), "--read", text(&home()), "--journal", "off"]).ok();
+    assert!(summary.stdout.contains("13183 packets"), "a flag's source hides the file's");
+    let shipped = fs::read_to_string(&path).unwrap();
+    let help = malakocut(&["--help"]).ok().stdout;
+    for option in help.lines().filter_map(|l| l.trim().strip_prefix("--")) {
+        let key = option.split([' ', '\n']).next().unwrap().replace('-', "_");
+        let known = ["config", "help", "version", "read", "summary"].contains(&key.as_str());
+        assert!(known || shipped.contains(&format!("{key} = ")), "{key} is not in the file");
+    }
+}
+
+#[test]
 fn help_and_version_are_not_errors() {
     let help = malakocut(&["--help"]).ok();
     for option in ["--lcores", "--read", "--vdev", "--flow-log", "Examples:"] {

@@ -170,6 +170,28 @@ fn several_queue_pairs_are_all_read_and_flows_stay_together() {
 }
 
 #[test]
+fn what_the_kernel_drops_is_counted_though_the_driver_never_says() {
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(pair) = Pair::new() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let capture = home_plain(dir.path());
+    // A ring of 512 frames, and a sensor that stands still while 13,183 come.
+    let device = "net_af_packet0,iface=mirror,blocksz=4096,framesz=2048,framecnt=512";
+    let child = pair.start(dir.path(), &["--vdev", device, "--journal", "off"]);
+    assert!(run("kill", &["-STOP", &child.id().to_string()]));
+    pair.replay(&capture, 1);
+    assert!(run("kill", &["-CONT", &child.id().to_string()]));
+    std::thread::sleep(Duration::from_millis(1500));
+    let run = interrupt(child);
+    let summary = run.summary();
+    let dropped = number(&summary["drops"], "kernel");
+    assert!(dropped > 10_000, "{summary}");
+    assert_eq!(number(&summary, "packets") + dropped, number(&home_truth(), "packets"));
+    let log = fs::read_to_string(dir.path().join("stderr")).unwrap();
+    assert!(log.contains(&format!("kernel {dropped}")), "said while it ran: {log}");
+}
+
+#[test]
 fn a_frame_larger_than_the_ring_is_counted_as_truncated() {
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let Some(pair) = Pair::new() else { return };

@@ -161,10 +161,19 @@ impl Port {
             }
         }
         conf.rxmode.offloads = info.rx_offloads & sys::SHIM_RX_OFFLOAD_SCATTER;
+        // Without a transmit ring of ours a memif server takes our receive ring for it.
+        let tx_queues = u16::from(info.driver == "net_memif");
         // SAFETY: conf and the key it points to live through the call, which copies them.
         self.check("configuring", unsafe {
-            sys::rte_eth_dev_configure(self.id, rx_queues, 0, &raw const conf)
-        })
+            sys::rte_eth_dev_configure(self.id, rx_queues, tx_queues, &raw const conf)
+        })?;
+        if tx_queues == 1 {
+            // SAFETY: the port is configured and stopped; null means the driver's default.
+            self.check("setting up a transmit queue", unsafe {
+                sys::rte_eth_tx_queue_setup(self.id, 0, 256, u32::MAX, std::ptr::null())
+            })?;
+        }
+        Ok(())
     }
 
     /// Asks the device to receive frames for every address; some always do and refuse to be asked.

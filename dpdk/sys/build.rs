@@ -37,7 +37,7 @@ fn main() {
         .allowlist_function("shim_.*")
         .allowlist_function("rte_eal_(init|cleanup|hotplug_add|hotplug_remove)")
         .allowlist_function("rte_eth_dev_(configure|start|stop|close|info_get|get_port_by_name|get_name_by_port|socket_id|set_mtu|rss_hash_conf_get|rss_reta_query|adjust_nb_rx_tx_desc)")
-        .allowlist_function("rte_eth_(rx_queue_setup|stats_get|promiscuous_enable|find_next)")
+        .allowlist_function("rte_eth_(rx_queue_setup|tx_queue_setup|stats_get|promiscuous_enable|find_next)")
         .allowlist_function("rte_(strerror|thread_register|thread_unregister|log_set_global_level)")
         .allowlist_function("rte_pktmbuf_(pool_create|free_bulk)")
         .allowlist_function("rte_mempool_(avail_count|free)")

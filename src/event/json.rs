@@ -119,7 +119,11 @@ impl<'a> Line<'a> {
             src_mac: e.macs[0].map(Mac),
             dst_mac: e.macs[1].map(Mac),
             vlan: e.vlans[0].ids().collect(),
-            resp_vlan: if e.vlans[1] == e.vlans[0] { Vec::new() } else { e.vlans[1].ids().collect() },
+            resp_vlan: if e.vlans[1] == e.vlans[0] {
+                Vec::new()
+            } else {
+                e.vlans[1].ids().collect()
+            },
             protocol: Protocol(protocol),
             tcp_flags: tcp.then_some(Flags(e.tcp_flags)),
             bytes: sum(&e.delta, |c| c.bytes),

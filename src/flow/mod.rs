@@ -24,6 +24,7 @@ use crate::packet::{Decoded, FlowKey, Fragment, tcp_flag};
 use fragment::{Fragments, Join, Pending};
 use index::{Index, NONE};
 use record::{Birth, Cold, Flow, Hot, Reported, Waiting};
+use tcp::Taken;
 use timer::{Link, Links, Wheel};
 
 /// A decoded packet and its time.
@@ -59,6 +60,7 @@ pub struct NoHint;
 
 impl Hint for NoHint {
     fn soon<T>(self, _what: &T) {}
+    #[allow(clippy::ptr_arg, reason = "the trait asks for the capacity, not the elements")]
     fn large<T>(self, _memory: &Vec<T>) {}
 }
 
@@ -77,6 +79,8 @@ pub struct TableStats {
 const SAMPLE: usize = 16;
 /// Packets whose table lines are fetched ahead.
 const AHEAD: usize = 32;
+/// Flags that change a connection's state.
+const HANDSHAKE: u8 = tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST;
 /// Timers worked off after each burst.
 const TIMERS_PER_BURST: usize = 256;
 
@@ -185,12 +189,19 @@ impl<H: Hint> FlowTable<H> {
                 self.hint.soon(line);
             }
         }
-        for keyed in keys.iter_mut().take(arrivals.len()) {
+        for (keyed, arrival) in keys.iter_mut().zip(arrivals.iter()) {
             keyed.guess = self.index.guess(keyed.hash).unwrap_or(NONE);
-            if let Some(hot) = self.slab.hot.get(keyed.guess as usize) {
-                let [first, second] = hot.lines();
-                self.hint.soon(first);
-                self.hint.soon(second);
+            let place = keyed.guess as usize;
+            if let Some(hot) = self.slab.hot.get(place) {
+                hot.lines().into_iter().for_each(|line| self.hint.soon(line));
+                // Only a handshake, an end and what may be a retransmission ask for the cold part.
+                let tcp = &arrival.decoded.tcp;
+                if (tcp.flags & HANDSHAKE != 0
+                    || (tcp.flags != 0 && arrival.decoded.payload_len > 0))
+                    && let Some(cold) = self.slab.cold.get(place)
+                {
+                    self.hint.soon(cold.line());
+                }
             }
         }
         for (keyed, arrival) in keys.iter().zip(arrivals) {
@@ -260,7 +271,12 @@ impl<H: Hint> FlowTable<H> {
     }
 
     #[inline]
-    fn keyed(&mut self, arrival: &Arrival, keyed: &Keyed, sink: &mut impl EventSink) -> Option<u32> {
+    fn keyed(
+        &mut self,
+        arrival: &Arrival,
+        keyed: &Keyed,
+        sink: &mut impl EventSink,
+    ) -> Option<u32> {
         let Keyed { key, hash, from_a, guess } = keyed;
         let (hash, from_a) = (*hash, *from_a);
         let flows = &self.slab.hot;
@@ -278,10 +294,14 @@ impl<H: Hint> FlowTable<H> {
         let hot = &mut self.slab.hot[place as usize];
         let side = hot.side(from_a);
         if !hot.needs_a_look(arrival, &self.timeouts) {
-            if hot.take_plain(arrival, side) {
-                return Some(place);
-            }
-            return self.take(place, from_a, arrival);
+            return match hot.take_plain(arrival, side) {
+                Taken::Whole => Some(place),
+                Taken::Again => {
+                    self.slab.flow(place).retransmitted(side);
+                    Some(place)
+                }
+                Taken::Not => self.take(place, from_a, arrival),
+            };
         }
         self.looked_at(place, key, hash, from_a, arrival, sink)
     }
@@ -413,7 +433,8 @@ impl<H: Hint> FlowTable<H> {
 
     #[cold]
     fn evict(&mut self, clock: u64, sink: &mut impl EventSink) {
-        let place = if self.waiting.0 != NONE { self.waiting.0 } else { self.longest_idle_of_sample() };
+        let place =
+            if self.waiting.0 != NONE { self.waiting.0 } else { self.longest_idle_of_sample() };
         self.end(place, EndReason::Evicted, clock, sink);
         self.stats.evicted += 1;
     }

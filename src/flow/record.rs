@@ -4,7 +4,7 @@
 //! [`Cold`], two more for what changes rarely. 256 bytes a flow together.
 
 use super::index::NONE;
-use super::tcp::{Numbers, TcpTrack};
+use super::tcp::{Numbers, Taken, TcpTrack};
 use super::timer::Link;
 use super::{Arrival, Timeouts};
 use crate::event::{ConnState, Counts, EndReason, FlowEvent, History};
@@ -60,13 +60,13 @@ pub(super) struct Waiting {
 
 /// What changes rarely.
 #[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(super) struct Cold {
+    tcp: TcpTrack,
     id: u64,
     start_ns: u64,
     pub(super) link: Link,
     pub(super) waiting: Waiting,
-    tcp: TcpTrack,
     /// Where the counts of the last report are kept; most flows never report a delta.
     reported: u32,
     history: History,
@@ -76,6 +76,14 @@ pub(super) struct Cold {
 
 // The design's bound: what a million flows cost.
 const _: () = assert!(size_of::<Hot>() == 128 && size_of::<Cold>() <= 128);
+
+impl Cold {
+    /// Something in its first cache line, where the connection's state is.
+    #[inline]
+    pub(super) fn line(&self) -> &u64 {
+        &self.id
+    }
+}
 
 /// Counts and number of the last delta of the flows that have reported one, by place; freed places
 /// are used again.
@@ -220,27 +228,30 @@ impl Hot {
                 && coarse_steps(arrival.clock_ns, self.delta_due) <= 0)
     }
 
-    /// Takes the packet in if only counts and numbers change; false leaves the record as it was.
+    /// Takes the packet in if only counts and numbers change; [`Taken::Not`] leaves the record as it
+    /// was.
     #[inline]
-    pub(super) fn take_plain(&mut self, arrival: &Arrival, side: usize) -> bool {
+    pub(super) fn take_plain(&mut self, arrival: &Arrival, side: usize) -> Taken {
         let d = &arrival.decoded;
         let side = side & 1;
-        if self.bits & (bit::DELTA_OPEN | bit::NOTED[side]) != bit::DELTA_OPEN | bit::NOTED[side]
-            || arrival.timestamp_ns < self.end_ns
-        {
-            return false;
+        let settled = bit::DELTA_OPEN | bit::NOTED[side];
+        if self.bits & settled != settled || arrival.timestamp_ns < self.end_ns {
+            return Taken::Not;
         }
+        let mut taken = Taken::Whole;
         if self.key.proto() == proto::TCP {
-            let later_fragment = d.fragment.is_some_and(|f| f.offset != 0);
-            if !later_fragment && !self.numbers.take(self.plain, side, &d.tcp, d.payload_len) {
-                return false;
+            if d.fragment.is_none_or(|f| f.offset == 0) {
+                taken = self.numbers.take(self.plain, side, &d.tcp, d.payload_len);
+                if taken == Taken::Not {
+                    return taken;
+                }
             }
             self.tcp_flags |= d.tcp.flags;
         }
         self.end_ns = arrival.timestamp_ns;
         self.last_clock = self.last_clock.max(arrival.clock_ns);
         self.total[side].add(one(d));
-        true
+        taken
     }
 }
 
@@ -316,6 +327,12 @@ impl Flow<'_> {
         self.cold.start_ns = self.cold.start_ns.min(first_ns);
         self.hot.end_ns = self.hot.end_ns.max(last_ns);
         self.hot.last_clock = self.hot.last_clock.max(clock);
+    }
+
+    /// Counts a segment that was taken in by its numbers, as one sent before.
+    #[inline]
+    pub(super) fn retransmitted(&mut self, side: usize) {
+        self.cold.tcp.retransmitted(side, &mut self.cold.history);
     }
 
     fn note(&mut self, d: &Decoded, side: usize) {

@@ -49,33 +49,44 @@ pub(super) struct Numbers {
 }
 
 impl Numbers {
-    /// Takes in a segment that changes nothing else: no SYN, FIN or RST, a window, nothing sent
-    /// twice, of a kind that `plain` allows. False leaves the numbers as they were.
+    /// Takes in a segment that changes nothing but numbers: no SYN, FIN or RST, a window, of a kind
+    /// that `plain` allows.
     #[inline]
-    pub(super) fn take(&mut self, plain: u8, side: usize, tcp: &Tcp, len: u32) -> bool {
+    pub(super) fn take(&mut self, plain: u8, side: usize, tcp: &Tcp, len: u32) -> Taken {
         const ODD: u8 = tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST;
+        let side = side & 1;
         let kind = if len > 0 { PLAIN_DATA } else { PLAIN_ACK } << (2 * side);
-        let past = tcp.seq.wrapping_add(len);
-        let sent = delta(past, self.last[side]);
+        let acked = delta(tcp.ack, self.acked[1 - side]);
         if tcp.flags & (ODD | tcp_flag::ACK) != tcp_flag::ACK
             || plain & kind == 0
             || tcp.window == 0
-            || (len > 0 && sent <= 0)
+            || acked > LARGE_JUMP
         {
-            return false;
-        }
-        let acked = delta(tcp.ack, self.acked[1 - side]);
-        if acked > LARGE_JUMP {
-            return false;
-        }
-        if sent > 0 {
-            self.last[side] = past;
+            return Taken::Not;
         }
         if acked > 0 {
             self.acked[1 - side] = tcp.ack;
         }
-        true
+        let past = tcp.seq.wrapping_add(len);
+        if delta(past, self.last[side]) > 0 {
+            self.last[side] = past;
+            Taken::Whole
+        } else if len > 0 {
+            Taken::Again
+        } else {
+            Taken::Whole
+        }
     }
+}
+
+/// What became of a segment in [`Numbers::take`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// Nothing: it needs [`TcpTrack::segment`], and the numbers are as they were.
+    Not,
+    Whole,
+    /// Its payload had been sent before, which [`TcpTrack::retransmitted`] has to hear.
+    Again,
 }
 
 const PLAIN_DATA: u8 = 1;
@@ -149,11 +160,18 @@ impl TcpTrack {
             self.acknowledge(1 - side, tcp.ack, rst, numbers);
         }
         if self.advance(side, past, flags, len, numbers) && !fresh {
-            self.ends[side].retransmits += 1;
-            scaled(self.ends[side].retransmits, side, b'T', history);
+            self.retransmitted(side, history);
         }
         self.round_trip(side, syn, ack, rst, now);
         self.transition(side, flags, len);
+    }
+
+    /// Counts a segment whose payload had been sent before.
+    #[inline]
+    pub(super) fn retransmitted(&mut self, side: usize, history: &mut History) {
+        let end = &mut self.ends[side & 1];
+        end.retransmits = end.retransmits.saturating_add(1);
+        scaled(end.retransmits, side, b'T', history);
     }
 
     /// For which sides and kinds [`Numbers::take`] may replace [`TcpTrack::segment`]: those whose
@@ -161,7 +179,8 @@ impl TcpTrack {
     pub(super) fn plain_segments(&self) -> u8 {
         let mut plain = 0;
         for side in 0..2 {
-            let settled = matches!(self.ends[side].state, End::Established | End::Partial | End::Closed);
+            let settled =
+                matches!(self.ends[side].state, End::Established | End::Partial | End::Closed);
             if settled && self.ends[1 - side].state != End::Inactive {
                 let seen = self.seen >> (8 * side);
                 let data = if seen & letter::DATA != 0 { PLAIN_DATA } else { 0 };
@@ -174,7 +193,14 @@ impl TcpTrack {
 
     /// Sets an endpoint's first numbers when it speaks for the first time, or again after a SYN
     /// with others; true if it was the first time.
-    fn open_numbers(&mut self, side: usize, seq: u32, past: u32, syn: bool, numbers: &mut Numbers) -> bool {
+    fn open_numbers(
+        &mut self,
+        side: usize,
+        seq: u32,
+        past: u32,
+        syn: bool,
+        numbers: &mut Numbers,
+    ) -> bool {
         let end = &mut self.ends[side];
         let first = end.state == End::Inactive;
         let restart = match end.state {
@@ -248,11 +274,20 @@ impl TcpTrack {
     }
 
     /// Moves the endpoint's last number on; true for payload that does not advance it.
-    fn advance(&mut self, side: usize, past: u32, flags: u8, len: u32, numbers: &mut Numbers) -> bool {
+    fn advance(
+        &mut self,
+        side: usize,
+        past: u32,
+        flags: u8,
+        len: u32,
+        numbers: &mut Numbers,
+    ) -> bool {
         let end = &self.ends[side];
         let last = &mut numbers.last[side];
         let step = delta(past, *last);
-        if flags & (tcp_flag::SYN | tcp_flag::RST) != 0 && !(-LARGE_JUMP..=LARGE_JUMP).contains(&step) {
+        if flags & (tcp_flag::SYN | tcp_flag::RST) != 0
+            && !(-LARGE_JUMP..=LARGE_JUMP).contains(&step)
+        {
             return false;
         }
         if flags & tcp_flag::FIN != 0 && *last == end.start.wrapping_add(1) {
@@ -504,8 +539,14 @@ mod tests {
         let mut numbers = Numbers::default();
         for (n, &(side, flags, seq, ack, len)) in segments.iter().enumerate() {
             let tcp = Tcp { seq, ack, window: 100, flags };
-            if !(plain && numbers.take(track.plain_segments(), side, &tcp, len)) {
-                track.segment(side, &tcp, len, 1_000 * (n as u64 + 1), &mut numbers, &mut history);
+            let plain = if plain { track.plain_segments() } else { 0 };
+            match numbers.take(plain, side, &tcp, len) {
+                Taken::Not => {
+                    let now = 1_000 * (n as u64 + 1);
+                    track.segment(side, &tcp, len, now, &mut numbers, &mut history);
+                }
+                Taken::Again => track.retransmitted(side, &mut history),
+                Taken::Whole => {}
             }
         }
         let state = track.conn_state(&numbers, &history).name();

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use arrayvec::ArrayVec;
-use dpdk::Mbuf;
+use dpdk::mbuf::free_burst;
+use dpdk::{BURST, Burst, Mbuf, Meta};
 use rtrb::Consumer;
 
 use super::segment::{Chunk, Exchange};
@@ -11,8 +11,6 @@ use crate::status::{Counter, Counters, Turn};
 
 /// Bytes before each packet in a pcap file.
 const RECORD_HEADER: usize = 16;
-/// Packets taken from a ring at once.
-const TAKE: usize = 64;
 /// A chunk that is not full is handed over after this long.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -30,7 +28,7 @@ pub struct Scribe {
 
 struct Ring {
     input: Consumer<Mbuf>,
-    taken: ArrayVec<Mbuf, TAKE>,
+    taken: Burst,
     /// How many of `taken` were written.
     used: usize,
 }
@@ -49,7 +47,7 @@ impl Scribe {
 
     /// Adds a worker's ring.
     pub fn attach(&mut self, input: Consumer<Mbuf>) {
-        self.rings.push(Ring { input, taken: ArrayVec::new(), used: 0 });
+        self.rings.push(Ring { input, taken: Burst::new(), used: 0 });
     }
 
     /// Whether to wait for a slow disk, as when reading a file, or to drop and count.
@@ -63,11 +61,9 @@ impl Scribe {
         let mut ended = true;
         for ring in &mut self.rings {
             if ring.used == ring.taken.len() {
-                ring.taken.clear();
-                ring.used = 0;
                 // Before looking: what is pushed after this is no sign of the end.
                 let abandoned = ring.input.is_abandoned();
-                let n = ring.input.slots().min(TAKE);
+                let n = ring.input.slots().min(BURST);
                 if let Ok(chunk) = ring.input.read_chunk(n) {
                     ring.taken.extend(chunk);
                 }
@@ -77,8 +73,8 @@ impl Scribe {
             }
             taken += ring.taken.len() - ring.used;
         }
-        while let Some(n) = self.oldest() {
-            if !self.append(n) {
+        while let Some((n, until)) = self.oldest() {
+            if !self.append(n, until) {
                 return Turn::Idle;
             }
         }
@@ -92,48 +88,61 @@ impl Scribe {
         Turn::Busy
     }
 
-    /// The ring whose next packet has the smallest time.
-    fn oldest(&self) -> Option<usize> {
-        self.rings
+    /// The ring whose next packet has the smallest time, and the next time of the others, up to
+    /// which it may go on.
+    fn oldest(&self) -> Option<(usize, u64)> {
+        let mut heads = self
+            .rings
             .iter()
             .enumerate()
-            .filter_map(|(n, r)| Some((r.taken.get(r.used)?.timestamp_ns(), n)))
-            .min()
-            .map(|(_, n)| n)
-    }
-
-    /// Writes that ring's next packet; false if it must wait for a chunk.
-    fn append(&mut self, n: usize) -> bool {
-        let Some(packet) = self.next_of(n) else { return true };
-        let (link, size) = (packet.meta().link, RECORD_HEADER + packet.len() as usize);
-        let Some(at) = self.chunk_for(link, size) else {
-            if self.waits {
-                return false;
-            }
-            self.counters.add(Counter::JournalOverload, 1);
-            self.advance(n);
-            return true;
-        };
-        let Self { rings, open, scratch, .. } = self;
-        let (Some(ring), Some((chunk, _))) = (rings.get(n), open.get_mut(at)) else { return true };
-        if let Some(packet) = ring.taken.get(ring.used) {
-            write_record(packet, chunk, scratch);
+            .filter_map(|(n, r)| Some((r.taken.get(r.used)?.timestamp_ns(), n)));
+        let (mut first, mut until) = (heads.next()?, u64::MAX);
+        for head in heads {
+            let later = first.max(head);
+            first = first.min(head);
+            until = until.min(later.0);
         }
-        self.advance(n);
-        true
+        Some((first.1, until))
     }
 
-    fn next_of(&self, n: usize) -> Option<&Mbuf> {
-        self.rings.get(n).and_then(|r| r.taken.get(r.used))
-    }
-
-    fn advance(&mut self, n: usize) {
+    /// Writes that ring's packets up to a time; false if one must wait for a chunk.
+    fn append(&mut self, n: usize, until: u64) -> bool {
+        let Some(ring) = self.rings.get_mut(n) else { return true };
+        let (mut taken, mut used) = (std::mem::take(&mut ring.taken), ring.used);
+        let mut written = true;
+        while let Some(packet) = taken.get(used).filter(|p| p.timestamp_ns() <= until) {
+            written = self.write(packet);
+            if !written {
+                break;
+            }
+            used += 1;
+        }
+        if used == taken.len() {
+            // The buffers go back to the pool now, not at the next turn.
+            free_burst(&mut taken);
+            used = 0;
+        }
         if let Some(ring) = self.rings.get_mut(n) {
-            ring.used += 1;
-            if ring.used == ring.taken.len() {
-                // The buffers go back to the pool now, not at the next turn.
-                ring.taken.clear();
-                ring.used = 0;
+            (ring.taken, ring.used) = (taken, used);
+        }
+        written
+    }
+
+    /// Writes one packet, or drops and counts it; false if it must wait for a chunk.
+    fn write(&mut self, packet: &Mbuf) -> bool {
+        let meta = packet.meta();
+        let size = RECORD_HEADER + packet.len() as usize;
+        match self.chunk_for(meta.link, size) {
+            Some(at) => {
+                if let Some((chunk, _)) = self.open.get_mut(at) {
+                    write_record(packet, meta, chunk, &mut self.scratch);
+                }
+                true
+            }
+            None if self.waits => false,
+            None => {
+                self.counters.add(Counter::JournalOverload, 1);
+                true
             }
         }
     }
@@ -185,8 +194,8 @@ impl Scribe {
     }
 }
 
-fn write_record(packet: &Mbuf, chunk: &mut Chunk, scratch: &mut Vec<u8>) {
-    let (ns, meta) = (packet.timestamp_ns(), packet.meta());
+fn write_record(packet: &Mbuf, meta: Meta, chunk: &mut Chunk, scratch: &mut Vec<u8>) {
+    let ns = packet.timestamp_ns();
     let data = if packet.data().len() as u32 == packet.len() {
         packet.data()
     } else {
@@ -199,9 +208,13 @@ fn write_record(packet: &Mbuf, chunk: &mut Chunk, scratch: &mut Vec<u8>) {
     }
     // The record header of draft-ietf-opsawg-pcap; pcap-file's own writer copies the data once more.
     let kept = data.len() as u32;
-    let header =
+    let words =
         [(ns / 1_000_000_000) as u32, (ns % 1_000_000_000) as u32, kept, meta.wire_len.max(kept)];
-    header.iter().for_each(|word| chunk.records.extend_from_slice(&word.to_le_bytes()));
+    let mut header = [0; RECORD_HEADER];
+    for (to, word) in header.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+        *to = word.to_le_bytes();
+    }
+    chunk.records.extend_from_slice(&header);
     chunk.records.extend_from_slice(data);
     chunk.packets += 1;
 }

@@ -171,7 +171,9 @@ fn common(frame: &Frame<'_>, out: &mut Decoded) -> bool {
     let header = match h[23] {
         proto::UDP => 8,
         proto::TCP => {
-            let Some(t) = data.get(34..end).and_then(|t| t.first_chunk::<20>()) else { return false };
+            let Some(t) = data.get(34..end).and_then(|t| t.first_chunk::<20>()) else {
+                return false;
+            };
             let long = |at: usize| u32::from_be_bytes([t[at], t[at + 1], t[at + 2], t[at + 3]]);
             let header = usize::from(t[12] >> 4) * 4;
             if header < 20 || 34 + header > end {

@@ -153,7 +153,8 @@ impl Running {
             active_ns: config.active_timeout.as_nanos() as u64,
         };
         for (input, &at) in inputs_of_workers.into_iter().zip(&plan.workers) {
-            let table = FlowTable::new(config.max_flows.div_ceil(workers), timeouts, seed(), Machine);
+            let table =
+                FlowTable::new(config.max_flows.div_ceil(workers), timeouts, seed(), Machine);
             let (event_tx, event_rx) = RingBuffer::new(EVENT_RING);
             let journal = scribe.as_mut().map(|scribe| {
                 let (tx, rx) = RingBuffer::new(JOURNAL_RING);
