@@ -358,6 +358,31 @@ fn what_cannot_be_used_is_one_line_and_exit_2() {
 }
 
 #[test]
+fn a_signal_that_comes_twice_at_once_still_ends_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let device = format!("net_pcap0,rx_pcap={},infinite_rx=1", text(&home_plain(dir.path())));
+    for signals in [vec!["-INT"], vec!["-INT", "-INT", "-TERM"]] {
+        let mut child = command()
+            .args(["--vdev", &device, "--journal", "off", "--summary", "json"])
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(dir.path().join("stderr")).unwrap())
+            .spawn()
+            .unwrap();
+        while !fs::read_to_string(dir.path().join("stderr")).unwrap().contains("receive queue") {
+            assert!(child.try_wait().unwrap().is_none());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        for signal in signals {
+            Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        }
+        let run = Run::of(child.wait_with_output().unwrap()).ok();
+        let summary = run.summary();
+        assert!(number(&summary, "packets") > 0 && number(&summary, "flows") > 200, "{summary}");
+    }
+}
+
+#[test]
 fn several_processes_at_once() {
     let children: Vec<_> = (0..4)
         .map(|_| {

@@ -51,6 +51,7 @@ pub trait Hint: Copy {
     /// This will be read soon.
     fn soon<T>(self, what: &T);
     /// This memory, of which nothing was touched yet, is large and read at random.
+    #[allow(clippy::ptr_arg, reason = "its capacity counts, not its elements")]
     fn large<T>(self, memory: &Vec<T>);
 }
 
@@ -60,7 +61,6 @@ pub struct NoHint;
 
 impl Hint for NoHint {
     fn soon<T>(self, _what: &T) {}
-    #[allow(clippy::ptr_arg, reason = "the trait asks for the capacity, not the elements")]
     fn large<T>(self, _memory: &Vec<T>) {}
 }
 

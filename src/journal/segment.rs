@@ -41,7 +41,7 @@ pub(super) struct Chunk {
 
 /// Chunks that may be filled or written at once.
 const CHUNKS: usize = 32;
-const CHUNK_BYTES: u64 = 1 << 20;
+const CHUNK_BYTES: u64 = 1 << 18;
 const SNAPLEN: u32 = 262_144;
 const FILE_HEADER: u64 = 24;
 

@@ -89,25 +89,47 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         })?),
         false => None,
     };
-    let stop = stop_flag().map_err(RunError::Signals)?;
+    let mut stop = Stop::on_signals().map_err(RunError::Signals)?;
     let started = prepared.start(buffers(lcores.len(), journal.is_some()), lcores.len() as u16)?;
     let mut running = Running::start(config, &lcores, started, journal)?;
     let mut outputs =
         Outputs { log, highlights: Highlights::default(), debug: config.debug, failed: false };
     let begun = Instant::now();
-    running.attend(&stop, &mut outputs);
+    running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, begun))
 }
 
-/// A flag that SIGINT and SIGTERM set; a second signal ends the process at once.
-fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+/// What SIGINT and SIGTERM do: the first asks for an orderly end, one a second later ends the
+/// process at once. What comes sooner is the same wish twice: `timeout`, for one, signals a process
+/// and then its group.
+struct Stop {
+    wanted: Arc<AtomicBool>,
+    at_once: Arc<AtomicBool>,
+    since: Option<Instant>,
+}
+
+const SAME_WISH: Duration = Duration::from_secs(1);
+
+impl Stop {
+    fn on_signals() -> std::io::Result<Self> {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        let (wanted, at_once) = (Arc::default(), Arc::default());
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&at_once))?;
+            signal_hook::flag::register(signal, Arc::clone(&wanted))?;
+        }
+        Ok(Self { wanted, at_once, since: None })
     }
-    Ok(stop)
+
+    fn is_wanted(&mut self) -> bool {
+        if !self.wanted.load(Ordering::Relaxed) {
+            return false;
+        }
+        if self.since.get_or_insert_with(Instant::now).elapsed() > SAME_WISH {
+            self.at_once.store(true, Ordering::Relaxed);
+        }
+        true
+    }
 }
 
 /// Buffers that rings, bursts and caches can hold at once.
@@ -185,12 +207,12 @@ impl Running {
     }
 
     /// Takes events in until every lcore has ended.
-    fn attend(&mut self, stop: &AtomicBool, outputs: &mut Outputs) {
+    fn attend(&mut self, stop: &mut Stop, outputs: &mut Outputs) {
         let mut pause = PAUSE;
         let mut tick = Instant::now();
         let mut lost = 0;
         loop {
-            if stop.load(Ordering::Relaxed) {
+            if stop.is_wanted() {
                 self.shared.stop.store(true, Ordering::Relaxed);
             }
             // Asked before the rings are emptied: nothing comes after the end.
