@@ -227,10 +227,11 @@ impl<H: Hint> FlowTable<H> {
         }
     }
 
+    /// Adds fragments that waited to a flow.
     fn add_pending(&mut self, place: u32, p: &Pending) {
         let mut flow = self.slab.flow(place);
-        let (_, from_a) = FlowKey::of(&p.first.decoded.tuple);
         // The waiting parts carry no ports, which order the key only between equal addresses.
+        let (_, from_a) = FlowKey::of(&p.first.decoded.tuple);
         let side = flow.hot.side(from_a);
         let span = [p.first.timestamp_ns, p.last_ns];
         flow.add(p.counts, side, span, p.last_clock, &self.timeouts);
@@ -238,22 +239,15 @@ impl<H: Hint> FlowTable<H> {
 
     /// Fragments whose first part never came: a flow without ports.
     fn orphan(&mut self, pending: Option<Pending>, sink: &mut impl EventSink) {
-        let Some(p) = pending else { return };
+        let Some(mut p) = pending else { return };
         let mut first = p.first;
         first.decoded.wire_len = 0;
         first.decoded.ip_len = 0;
+        // This counts the first of them, without its bytes.
+        p.counts.packets -= 1;
         match self.packet(&first, sink) {
-            None => self.stats.unplaced += p.counts.packets - 1,
-            Some(place) => {
-                let mut counts = p.counts;
-                // The packet above counted one, without its bytes.
-                counts.packets -= 1;
-                let mut flow = self.slab.flow(place);
-                let (_, from_a) = FlowKey::of(&first.decoded.tuple);
-                let side = flow.hot.side(from_a);
-                let span = [first.timestamp_ns, p.last_ns];
-                flow.add(counts, side, span, p.last_clock, &self.timeouts);
-            }
+            None => self.stats.unplaced += p.counts.packets,
+            Some(place) => self.add_pending(place, &p),
         }
     }
 
