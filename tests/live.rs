@@ -253,6 +253,21 @@ fn the_interface_is_put_back_as_it_was() {
 }
 
 #[test]
+fn without_a_source_it_is_enp3s0() {
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(pair) = Pair::new() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let capture = home_plain(dir.path());
+    pair.output("ip", &["link", "set", "mirror", "down"]);
+    pair.output("ip", &["link", "set", "mirror", "name", "enp3s0"]);
+    let child = pair.start(dir.path(), &["--lcores", "0@0,1@0"]);
+    pair.replay(&capture, 1);
+    let summary = interrupt(child).summary();
+    let lost = total(&summary["drops"]);
+    assert_eq!(number(&summary, "packets") + lost, number(&home_truth(), "packets"));
+}
+
+#[test]
 fn an_idle_sensor_leaves_the_cpu_alone() {
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let Some(pair) = Pair::new() else { return };

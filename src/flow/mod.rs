@@ -79,8 +79,6 @@ pub struct TableStats {
 const SAMPLE: usize = 16;
 /// Packets whose table lines are fetched ahead.
 const AHEAD: usize = 32;
-/// Flags that change a connection's state.
-const HANDSHAKE: u8 = tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST;
 /// Timers worked off after each burst.
 const TIMERS_PER_BURST: usize = 256;
 
@@ -189,17 +187,13 @@ impl<H: Hint> FlowTable<H> {
                 self.hint.soon(line);
             }
         }
-        for (keyed, arrival) in keys.iter_mut().zip(arrivals.iter()) {
+        for keyed in keys.iter_mut().take(arrivals.len()) {
             keyed.guess = self.index.guess(keyed.hash).unwrap_or(NONE);
             let place = keyed.guess as usize;
             if let Some(hot) = self.slab.hot.get(place) {
                 hot.lines().into_iter().for_each(|line| self.hint.soon(line));
-                // Only a handshake, an end and what may be a retransmission ask for the cold part.
-                let tcp = &arrival.decoded.tcp;
-                if (tcp.flags & HANDSHAKE != 0
-                    || (tcp.flags != 0 && arrival.decoded.payload_len > 0))
-                    && let Some(cold) = self.slab.cold.get(place)
-                {
+                // Handshakes, ends and retransmissions ask for it; asking which costs more.
+                if let Some(cold) = self.slab.cold.get(place) {
                     self.hint.soon(cold.line());
                 }
             }

@@ -238,16 +238,13 @@ impl Hot {
         if self.bits & settled != settled || arrival.timestamp_ns < self.end_ns {
             return Taken::Not;
         }
-        let mut taken = Taken::Whole;
-        if self.key.proto() == proto::TCP {
-            if d.fragment.is_none_or(|f| f.offset == 0) {
-                taken = self.numbers.take(self.plain, side, &d.tcp, d.payload_len);
-                if taken == Taken::Not {
-                    return taken;
-                }
-            }
-            self.tcp_flags |= d.tcp.flags;
+        let is_tcp = (self.key.proto() == proto::TCP) & d.fragment.is_none_or(|f| f.offset == 0);
+        let taken = self.numbers.take(is_tcp, self.plain, side, &d.tcp, d.payload_len);
+        if taken == Taken::Not {
+            return taken;
         }
+        // Zero for all but TCP.
+        self.tcp_flags |= d.tcp.flags;
         self.end_ns = arrival.timestamp_ns;
         self.last_clock = self.last_clock.max(arrival.clock_ns);
         self.total[side].add(one(d));

@@ -50,32 +50,33 @@ pub(super) struct Numbers {
 
 impl Numbers {
     /// Takes in a segment that changes nothing but numbers: no SYN, FIN or RST, a window, of a kind
-    /// that `plain` allows.
+    /// that `plain` allows. Anything but TCP passes through, without a branch that tells them apart.
     #[inline]
-    pub(super) fn take(&mut self, plain: u8, side: usize, tcp: &Tcp, len: u32) -> Taken {
+    pub(super) fn take(
+        &mut self,
+        is_tcp: bool,
+        plain: u8,
+        side: usize,
+        tcp: &Tcp,
+        len: u32,
+    ) -> Taken {
         const ODD: u8 = tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST;
         let side = side & 1;
         let kind = if len > 0 { PLAIN_DATA } else { PLAIN_ACK } << (2 * side);
         let acked = delta(tcp.ack, self.acked[1 - side]);
-        if tcp.flags & (ODD | tcp_flag::ACK) != tcp_flag::ACK
-            || plain & kind == 0
-            || tcp.window == 0
-            || acked > LARGE_JUMP
-        {
+        let plain = (tcp.flags & (ODD | tcp_flag::ACK) == tcp_flag::ACK)
+            & (plain & kind != 0)
+            & (tcp.window != 0)
+            & (acked <= LARGE_JUMP);
+        if is_tcp & !plain {
             return Taken::Not;
         }
-        if acked > 0 {
-            self.acked[1 - side] = tcp.ack;
-        }
+        let newly_acked = is_tcp & (acked > 0);
+        self.acked[1 - side] = if newly_acked { tcp.ack } else { self.acked[1 - side] };
         let past = tcp.seq.wrapping_add(len);
-        if delta(past, self.last[side]) > 0 {
-            self.last[side] = past;
-            Taken::Whole
-        } else if len > 0 {
-            Taken::Again
-        } else {
-            Taken::Whole
-        }
+        let newly_sent = is_tcp & (delta(past, self.last[side]) > 0);
+        self.last[side] = if newly_sent { past } else { self.last[side] };
+        if is_tcp & !newly_sent & (len > 0) { Taken::Again } else { Taken::Whole }
     }
 }
 
@@ -540,7 +541,7 @@ mod tests {
         for (n, &(side, flags, seq, ack, len)) in segments.iter().enumerate() {
             let tcp = Tcp { seq, ack, window: 100, flags };
             let plain = if plain { track.plain_segments() } else { 0 };
-            match numbers.take(plain, side, &tcp, len) {
+            match numbers.take(true, plain, side, &tcp, len) {
                 Taken::Not => {
                     let now = 1_000 * (n as u64 + 1);
                     track.segment(side, &tcp, len, now, &mut numbers, &mut history);

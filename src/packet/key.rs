@@ -22,6 +22,11 @@ impl Addr {
         Self((wide >> 64) as u64, wide as u64)
     }
 
+    #[inline]
+    fn wide(self) -> u128 {
+        (u128::from(self.0) << 64) | u128::from(self.1)
+    }
+
     /// Whether this is a multicast or the broadcast address of its family.
     pub fn is_group(self, v6: bool) -> bool {
         if v6 { self.0 >> 56 == 0xff } else { self.0 >> 60 == 0xe || self.0 >> 32 == 0xffff_ffff }
@@ -69,15 +74,19 @@ impl FlowKey {
     /// The key of a packet, and whether the packet travels from `a` to `b`.
     #[inline]
     pub fn of(t: &Tuple) -> (Self, bool) {
-        let from_a = t.one_way || (t.src, t.sport) <= (t.dst, t.dport);
-        let (a, b, pa, pb) = if from_a {
-            (t.src, t.dst, t.sport, t.dport)
-        } else {
-            (t.dst, t.src, t.dport, t.sport)
+        // Without branches: which end is smaller is a coin's toss.
+        let (src, dst) = (t.src.wide(), t.dst.wide());
+        let from_a = t.one_way | (src < dst) | ((src == dst) & (t.sport <= t.dport));
+        let pick = |from_src: u64, from_dst: u64| {
+            let mask = u64::from(from_a).wrapping_neg();
+            (from_src & mask) | (from_dst & !mask)
         };
+        let a = Addr(pick(t.src.0, t.dst.0), pick(t.src.1, t.dst.1));
+        let b = Addr(pick(t.dst.0, t.src.0), pick(t.dst.1, t.src.1));
+        let (sport, dport) = (u64::from(t.sport), u64::from(t.dport));
+        let (pa, pb) = (pick(sport, dport), pick(dport, sport));
         let flags = if t.v6 { V6 } else { 0 } | if t.one_way { ONE_WAY } else { 0 };
-        let rest =
-            (u64::from(pa) << 48) | (u64::from(pb) << 32) | (u64::from(t.proto) << 8) | flags;
+        let rest = (pa << 48) | (pb << 32) | (u64::from(t.proto) << 8) | flags;
         (Self { a, b, rest }, from_a)
     }
 
