@@ -1,12 +1,13 @@
 # make run    build malakocut and show what it finds in the capture that ships with it
 # make test   every check and test; installs what it needs
 # make bench  measure the binary against the machine's limits and other programs (BENCH_ARGS=--quick)
+# make bench-check  instructions per packet against the committed figures (BLESS=--bless)
 # make build | lint | clean
 
 CARGO ?= cargo
 CAPTURE := tests/captures/home.pcap.gz
 
-.PHONY: run build test bench lint toolchain clean
+.PHONY: run build test bench bench-check lint toolchain clean
 
 run: build
 	@scripts/setup-hugepages.sh || true
@@ -27,6 +28,12 @@ bench: build
 	@scripts/install-packages.sh bench
 	python3 benches/bench.py $(BENCH_ARGS)
 	$(CARGO) bench --locked --bench packet_path -- $(CAPTURE)
+
+bench-check: toolchain
+	@scripts/install-packages.sh bench
+	$(CARGO) bench --locked --bench packet_path --no-run
+	@benches/check.py "$$($(CARGO) bench --locked --bench packet_path --no-run --message-format=json 2>/dev/null \
+		| sed -n 's/.*"executable":"\([^"]*packet_path[^"]*\)".*/\1/p')" $(CAPTURE) $(BLESS)
 
 lint: toolchain
 	$(CARGO) fmt --all --check
