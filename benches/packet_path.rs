@@ -25,17 +25,17 @@ struct Packets {
     bytes: Vec<u8>,
     /// Start, captured length, wire length, timestamp.
     index: Vec<(usize, usize, u32, u64)>,
-    link: u16,
+    link: Link,
 }
 
 impl Packets {
     fn read(path: &Path) -> Self {
         let mut reader = CaptureReader::open(path, 1 << 20).expect("a capture file");
-        let mut this = Self { bytes: Vec::new(), index: Vec::new(), link: 1 };
+        let mut this = Self { bytes: Vec::new(), index: Vec::new(), link: Link::Ethernet };
         while let Some(r) = reader.peek().expect("a whole capture") {
             this.index.push((this.bytes.len(), r.data.len(), r.wire_len, r.timestamp_ns));
             this.bytes.extend_from_slice(r.data);
-            this.link = r.link;
+            this.link = Link::from_number(r.link);
             reader.consume();
         }
         this
@@ -53,7 +53,7 @@ impl Packets {
             data: &self.bytes[start..start + len],
             wire_len,
             wire_len_known: true,
-            link: Link::from_number(self.link),
+            link: self.link,
         }
     }
 }

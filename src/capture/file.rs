@@ -72,7 +72,7 @@ impl FileSource {
             self.clock = self.clock.max(record.timestamp_ns);
             let (wire_len, link) = (record.wire_len, record.link);
             let meta = Meta { clock_ns: self.clock, wire_len, link, flags: 0 };
-            batch.push(packet, Stamp { timestamp_ns: record.timestamp_ns, meta });
+            batch.push(packet, Stamp::new(record.timestamp_ns, meta));
             reader.consume();
             self.heads.pop();
             self.look_at(n);

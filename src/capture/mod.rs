@@ -35,6 +35,13 @@ pub struct Stamp {
     /// The packet's own time, nanoseconds since 1970.
     pub timestamp_ns: u64,
     pub meta: Meta,
+    pub link: Link,
+}
+
+impl Stamp {
+    pub fn new(timestamp_ns: u64, meta: Meta) -> Self {
+        Self { timestamp_ns, meta, link: Link::from_number(meta.link) }
+    }
 }
 
 /// A burst and its stamps. The stamps go into the buffers only where these change hands
@@ -67,7 +74,7 @@ impl Batch {
     /// Takes packets over that another lcore stamped.
     pub fn take_stamped(&mut self, packets: impl Iterator<Item = Mbuf>) {
         for packet in packets {
-            let stamp = Stamp { timestamp_ns: packet.timestamp_ns(), meta: packet.meta() };
+            let stamp = Stamp::new(packet.timestamp_ns(), packet.meta());
             self.push(packet, stamp);
         }
     }
@@ -140,11 +147,12 @@ pub struct Complaint {
 
 /// The frame in a buffer.
 #[inline]
-pub fn frame<'a>(packet: &'a Mbuf, meta: &Meta) -> Frame<'a> {
+pub fn frame<'a>(packet: &'a Mbuf, stamp: &Stamp) -> Frame<'a> {
+    let meta = &stamp.meta;
     Frame {
         data: packet.data(),
         wire_len: meta.wire_len,
         wire_len_known: meta.flags & Meta::LENGTH_UNKNOWN == 0,
-        link: Link::from_number(meta.link),
+        link: stamp.link,
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use dpdk::{Meta, RxQueue};
 
 use super::{Batch, Poll, Stamp};
+use crate::packet::Link;
 
 /// Polls without a packet that mean the end of a file.
 const EMPTY_POLLS: u32 = 3;
@@ -138,7 +139,7 @@ impl PortSource {
                 self.clock = self.clock.max(timestamp_ns);
             }
             let meta = Meta { clock_ns: self.clock, wire_len: packet.len(), link: ETHERNET, flags };
-            *stamp = Stamp { timestamp_ns, meta };
+            *stamp = Stamp { timestamp_ns, meta, link: Link::Ethernet };
         }
     }
 

@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dpdk::Mbuf;
+use arrayvec::ArrayVec;
+use dpdk::{BURST, Mbuf};
 use rtrb::Producer;
 
 use super::{Batch, Complaint, Poll, Source, frame};
@@ -33,7 +34,7 @@ impl Steer {
         Self {
             sources,
             rings,
-            held: VecDeque::with_capacity(dpdk::BURST),
+            held: VecDeque::with_capacity(BURST),
             batch: Batch::default(),
             waits,
             clock,
@@ -71,11 +72,12 @@ impl Steer {
     fn deal(&mut self) {
         let workers = self.rings.len() as u64;
         self.batch.stamp_buffers();
+        self.counters.add(Counter::Packets, self.batch.packets.len() as u64);
+        let hashes = self.batch.iter().map(|(packet, stamp)| packet::steer(&frame(packet, stamp)));
+        let hashes: ArrayVec<u32, BURST> = hashes.collect();
         let mut packets = std::mem::take(&mut self.batch.packets);
-        self.counters.add(Counter::Packets, packets.len() as u64);
-        for packet in packets.drain(..) {
-            let hash = u64::from(packet::steer(&frame(&packet, &packet.meta())));
-            let worker = ((hash * workers) >> 32) as usize;
+        for (packet, hash) in packets.drain(..).zip(hashes) {
+            let worker = ((u64::from(hash) * workers) >> 32) as usize;
             self.push(worker, packet);
         }
         self.batch.packets = packets;

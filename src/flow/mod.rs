@@ -17,7 +17,7 @@ mod record;
 mod tcp;
 mod timer;
 
-use rapidhash::v3::{DEFAULT_RAPID_SECRETS, RapidSecrets, rapidhash_v3_nano_inline};
+use rapidhash::v3::{DEFAULT_RAPID_SECRETS, rapidhash_v3_nano_inline};
 
 use crate::event::{EndReason, EventSink};
 use crate::packet::{Decoded, FlowKey, Fragment, tcp_flag};
@@ -91,7 +91,8 @@ pub struct FlowTable<H = NoHint> {
     fragments: Fragments,
     reported: Reported,
     timeouts: Timeouts,
-    secrets: RapidSecrets,
+    /// Secrets of the hash.
+    secrets: [u64; 5],
     max_flows: usize,
     /// First and last of the flows without an answer.
     waiting: (u32, u32),
@@ -142,7 +143,7 @@ impl<H: Hint> FlowTable<H> {
             fragments: Fragments::new(),
             reported: Reported::default(),
             timeouts,
-            secrets: RapidSecrets::seed(seed),
+            secrets: secrets(seed),
             max_flows,
             waiting: (NONE, NONE),
             keys: vec![Keyed::default(); AHEAD].into(),
@@ -247,7 +248,9 @@ impl<H: Hint> FlowTable<H> {
 
     #[inline]
     fn hash(&self, key: &FlowKey) -> u64 {
-        rapidhash_v3_nano_inline::<true, false>(&bytes(key), &self.secrets)
+        let ([w0, w1, w2, w3, w4], [s0, s1, s2, s3, s4]) = (key.words(), self.secrets);
+        let ends = fold(w0 ^ s0, w2 ^ s1) ^ fold(w1 ^ s2, w3 ^ s3);
+        fold(ends ^ w4, s4)
     }
 
     /// Accounts for one packet; returns its flow's place.
@@ -542,6 +545,21 @@ struct Keyed {
     from_a: bool,
     /// The place that its first line gave.
     guess: u32,
+}
+
+/// The halves of a product, folded: the mixing step of wyhash and its kin.
+#[inline(always)]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+/// Five odd secrets of one seed.
+fn secrets(seed: u64) -> [u64; 5] {
+    [1u64, 2, 3, 4, 5].map(|n| {
+        let bytes = [seed.to_le_bytes(), n.to_le_bytes()].concat();
+        rapidhash_v3_nano_inline::<true, false>(&bytes, &DEFAULT_RAPID_SECRETS) | 1
+    })
 }
 
 fn bytes(key: &FlowKey) -> [u8; 40] {

@@ -286,3 +286,43 @@ fn icmp_answers_pair_and_errors_do_not() {
     assert_eq!((events[0].total[0].packets, events[0].total[1].packets), (1, 1));
     assert!(events[0].orig_is_a, "the one who asked");
 }
+
+#[test]
+fn the_hash_spreads_neighbours_over_buckets_and_tags() {
+    let table = table(10);
+    let (mut buckets, mut tags) =
+        (std::collections::HashSet::new(), std::collections::HashSet::new());
+    let mut n = 0u32;
+    for host in 0..64u8 {
+        for port in 0..256u16 {
+            for v6 in [false, true] {
+                let src = if v6 {
+                    let mut bytes = [0x20; 16];
+                    bytes[15] = host;
+                    Addr::v6(bytes)
+                } else {
+                    Addr::v4([192, 168, 1, host])
+                };
+                let dst = if v6 { Addr::v6([0x30; 16]) } else { Addr::v4([10, 0, 0, 1]) };
+                let t = Tuple {
+                    src,
+                    dst,
+                    sport: 40_000 + port,
+                    dport: 443,
+                    proto: proto::TCP,
+                    v6,
+                    one_way: false,
+                };
+                let hash = table.hash(&FlowKey::of(&t).0);
+                buckets.insert(hash & 0xffff);
+                tags.insert(hash >> 48);
+                n += 1;
+            }
+        }
+    }
+    // 32,768 keys thrown at 65,536 places fill 39.3 % of them.
+    assert_eq!(n, 32_768);
+    for filled in [buckets.len(), tags.len()] {
+        assert!((25_400..26_200).contains(&filled), "{filled}");
+    }
+}

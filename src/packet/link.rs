@@ -1,11 +1,12 @@
 //! Link types of capture files, by their LINKTYPE_ numbers.
 
 /// How the first bytes of a frame are laid out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Link {
     /// LINKTYPE_NULL (0) and LINKTYPE_LOOP (108): four bytes of address family.
     Loopback,
     /// LINKTYPE_ETHERNET (1).
+    #[default]
     Ethernet,
     /// LINKTYPE_PPP (9) and LINKTYPE_PPP_HDLC (50).
     Ppp,

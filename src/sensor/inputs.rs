@@ -14,6 +14,7 @@ use crate::status::{Counter, Counters};
 
 /// Bytes of packet data in a buffer, unless the device's frames are larger.
 const ROOM: u16 = 2048;
+const SMALLEST_ROOM: u16 = 128;
 /// Descriptors of each queue of a card.
 const DESCRIPTORS: u16 = 4096;
 /// A ring of 16,384 frames holds 50 ms at the 0.3 Mpps that a kernel interface delivers here; the
@@ -55,8 +56,11 @@ impl Prepared {
             pci: Vec::new(),
             takeovers: Vec::new(),
             preloaded: 0,
-            room: ROOM,
+            room: SMALLEST_ROOM,
         };
+        if !matches!(source, SourceConfig::Vdevs(_)) {
+            this.room = ROOM;
+        }
         match source {
             SourceConfig::Files(paths) => this.files = FileSource::open(paths)?,
             SourceConfig::Pci(addresses) => this.pci.clone_from(addresses),
@@ -105,19 +109,15 @@ impl Prepared {
             args.split(',').filter_map(|a| a.strip_prefix(&prefix)).map(str::to_owned).collect()
         };
         let captures = values("rx_pcap");
-        let mut preloaded_room = 0;
+        let mut longest_preloaded = 0;
         for capture in &captures {
             // The driver would say so only in its log.
             let reader = FileSource::open(&[PathBuf::from(capture)])?;
             if values("infinite_rx") == ["1"] {
                 let (packets, longest) = measure(reader);
                 self.preloaded += packets;
-                preloaded_room = preloaded_room.max(longest);
+                longest_preloaded = longest_preloaded.max(longest);
             }
-        }
-        if self.devices.is_empty() && (1..self.room).contains(&preloaded_room) {
-            // A million preloaded packets fit where a million full buffers do not.
-            self.room = preloaded_room.next_multiple_of(64).max(128);
         }
         let interface = values("iface").into_iter().next();
         let is_af_packet = name.starts_with("net_af_packet");
@@ -134,11 +134,15 @@ impl Prepared {
             {
                 with_ring = format!("{args},{AF_PACKET_RING}");
             }
-            // A frame of the ring must fit one buffer.
-            if let Some(frame) = values("framesz").first().and_then(|v| v.parse::<u16>().ok()) {
-                self.room = self.room.max(frame);
-            }
         }
+        // A frame of the ring must fit one buffer; a million preloaded packets fit where a million
+        // full buffers do not.
+        let frame = values("framesz").first().and_then(|v| v.parse::<u16>().ok()).unwrap_or(0);
+        let room = match longest_preloaded {
+            0 => ROOM.max(frame),
+            longest => longest.next_multiple_of(64),
+        };
+        self.room = self.room.max(room);
         self.devices.push(Device {
             name: name.to_owned(),
             args: with_ring,
@@ -147,7 +151,7 @@ impl Prepared {
         Ok(())
     }
 
-    /// Receive queues per port that should be asked for, and whether this is a file.
+    /// Whether the source is capture files, read by ourselves.
     pub(super) fn is_files(&self) -> bool {
         !self.files.is_empty()
     }

@@ -200,7 +200,7 @@ impl Worker {
         let counters = &mut self.counters;
         let (mut bytes, mut readable, mut truncated, mut lies) = (0, 0, 0, 0);
         for (packet, stamp) in self.batch.iter() {
-            let frame = frame(packet, &stamp.meta);
+            let frame = frame(packet, stamp);
             let Some(arrival) = self.arrivals.get_mut(readable) else { break };
             match packet::decode(&frame, &mut arrival.decoded) {
                 Ok(()) => {
