@@ -21,7 +21,7 @@ build: toolchain
 test: toolchain
 	@scripts/install-packages.sh test
 	@$(MAKE) --no-print-directory lint
-	$(CARGO) test --workspace --locked --no-fail-fast
+	$(CARGO) test --workspace --locked --no-fail-fast -- --show-output
 	tests/setup_hugepages.sh
 
 bench: build
