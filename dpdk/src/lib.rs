@@ -1,7 +1,7 @@
 //! A small safe layer over the parts of DPDK 22.11 that a receive-only program uses.
 //!
 //! * [`eal`]: start DPDK once a process, attach devices, and keep its log lines.
-//! * [`mempool`], [`mbuf`]: packet buffers that free themselves and are shared by reference count.
+//! * [`mempool`], [`mbuf`]: packet buffers that free themselves.
 //! * [`memory`]: prefetch and large pages.
 //! * [`port`]: configure, start and read a port; each receive queue is handed out once.
 //! * [`lcore`]: threads pinned to CPUs and known to DPDK, so that they get a mempool cache.

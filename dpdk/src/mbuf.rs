@@ -1,8 +1,7 @@
 //! Packet buffers that free themselves.
 //!
-//! An [`Mbuf`] holds one reference to a packet. [`Mbuf::share`] makes another, by the count of
-//! *every* segment: counting only the head frees the tail of a chained packet too early. Shared
-//! packets are read only; what writes to one checks that it holds the only reference.
+//! An [`Mbuf`] holds one reference to a packet and hands it on by move. A driver may hold another:
+//! what writes to a packet checks that it has the only one.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -85,13 +84,6 @@ impl Mbuf {
             next = unsafe { now.next.as_ref() };
             Some(segment(now))
         })
-    }
-
-    /// Another reference to the same packet.
-    pub fn share(&self) -> Self {
-        // SAFETY: we hold a reference; the update is atomic and covers every segment.
-        unsafe { sys::shim_pktmbuf_refcnt_update(self.0.as_ptr(), 1) };
-        Self(self.0)
     }
 
     /// Whether this is the only reference.

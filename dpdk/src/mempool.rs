@@ -43,17 +43,6 @@ impl Mempool {
         })
     }
 
-    /// Bytes of packet data that one buffer holds.
-    pub fn room(&self) -> u16 {
-        self.room
-    }
-
-    /// Buffers not in use; those in other lcores' caches count as free.
-    pub fn available(&self) -> u32 {
-        // SAFETY: the pool is valid for ever.
-        unsafe { sys::rte_mempool_avail_count(self.pool.as_ptr()) }
-    }
-
     pub(crate) fn as_ptr(&self) -> *mut sys::rte_mempool {
         self.pool.as_ptr()
     }

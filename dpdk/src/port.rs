@@ -27,7 +27,6 @@ pub struct PortInfo {
     pub max_rx_queues: u16,
     /// Length of the RSS key in bytes; 0 where the device has no RSS.
     pub hash_key_size: u8,
-    pub reta_size: u16,
     rss_offloads: u64,
     rx_offloads: u64,
 }
@@ -91,7 +90,6 @@ impl Port {
             driver,
             max_rx_queues: info.max_rx_queues,
             hash_key_size: info.hash_key_size,
-            reta_size: info.reta_size,
             rss_offloads: info.flow_type_rss_offloads,
             rx_offloads: info.rx_offload_capa,
         })
@@ -237,11 +235,6 @@ impl RxQueue {
         unsafe {
             receive_into(burst, |to, room| sys::shim_rx_burst(self.port, self.queue, to, room))
         }
-    }
-
-    /// The number of this queue on its port.
-    pub fn number(&self) -> u16 {
-        self.queue
     }
 
     /// The counters of the queue's port.

@@ -111,8 +111,8 @@ impl Source {
         }
     }
 
-    /// Packets to read before the end, once nothing new is wanted: what a live source has already
-    /// taken in is read out, a file stops where it is.
+    /// Takes nothing new: what a live source has already taken in is read out, a file stops where it
+    /// is.
     pub fn stop(&mut self) {
         match self {
             Self::File(s) => s.stop(),

@@ -59,8 +59,8 @@ pub struct CaptureReader {
     input: Input,
     format: Format,
     big_endian: bool,
-    /// Bytes of the record that `peek` gave and `consume` takes.
-    current: usize,
+    /// The record that `peek` gave and `consume` takes.
+    current: Option<Found>,
     done: bool,
 }
 
@@ -114,7 +114,7 @@ impl CaptureReader {
         let magic = word(data, 0, false);
         let this = |mut input: Input, format, big_endian, skip| {
             input.advance(skip);
-            Self { path: path.into(), input, format, big_endian, current: 0, done: false }
+            Self { path: path.into(), input, format, big_endian, current: None, done: false }
         };
         if magic == SECTION {
             return Ok(this(input, Format::Pcapng { interfaces: Vec::new() }, false, 0));
@@ -140,40 +140,29 @@ impl CaptureReader {
     /// The next packet, the same until [`CaptureReader::consume`]; `None` at the end. After an
     /// error there is nothing more.
     pub fn peek(&mut self) -> Result<Option<Record<'_>>, Trouble> {
-        if self.done {
-            return Ok(None);
+        if self.current.is_none() && !self.done {
+            let located = match &self.format {
+                Format::Pcap { .. } => self.locate_pcap(),
+                Format::Pcapng { .. } => self.locate_pcapng(),
+            };
+            self.done = !matches!(located, Ok(Some(_)));
+            self.current = located.map_err(|stop| self.trouble(stop))?;
         }
-        let located = match &self.format {
-            Format::Pcap { .. } => self.locate_pcap(),
-            Format::Pcapng { .. } => self.locate_pcapng(),
-        };
-        match located {
-            Err(stop) => {
-                self.done = true;
-                Err(self.trouble(stop))
-            }
-            Ok(None) => {
-                self.done = true;
-                Ok(None)
-            }
-            Ok(Some(found)) => {
-                self.current = found.size;
-                let data =
-                    self.input.data().get(found.at..found.at + found.len).unwrap_or_default();
-                Ok(Some(Record {
-                    timestamp_ns: found.timestamp_ns,
-                    wire_len: found.wire_len.max(found.len as u32),
-                    link: found.link,
-                    data,
-                }))
-            }
-        }
+        let Some(found) = self.current else { return Ok(None) };
+        let data = self.input.data().get(found.at..found.at + found.len).unwrap_or_default();
+        Ok(Some(Record {
+            timestamp_ns: found.timestamp_ns,
+            wire_len: found.wire_len.max(found.len as u32),
+            link: found.link,
+            data,
+        }))
     }
 
     /// Goes on behind the packet that was peeked.
     pub fn consume(&mut self) {
-        let taken = std::mem::take(&mut self.current);
-        self.input.advance(taken);
+        if let Some(found) = self.current.take() {
+            self.input.advance(found.size);
+        }
     }
 
     fn trouble(&self, stop: Stop) -> Trouble {
@@ -303,6 +292,7 @@ impl CaptureReader {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Found {
     timestamp_ns: u64,
     wire_len: u32,

@@ -314,10 +314,7 @@ impl<H: Hint> FlowTable<H> {
             self.report_delta(place, arrival.clock_ns, sink)?;
             return self.take(place, from_a, arrival);
         };
-        if sink.room() < 2 {
-            self.stats.unplaced += 1;
-            return None;
-        }
+        self.needs_room(2, sink)?;
         self.report_delta(place, at, sink)?;
         self.end(place, reason, at, sink);
         let place = self.create(key, hash, from_a, arrival, sink)?;
@@ -350,13 +347,19 @@ impl<H: Hint> FlowTable<H> {
 
     /// Reports the flow's delta if it was due at `clock`; `None` if the sink has no room for it.
     fn report_delta(&mut self, place: u32, clock: u64, sink: &mut impl EventSink) -> Option<()> {
-        let mut flow = self.slab.flow(place);
-        if let Some(at) = flow.delta_at(&self.timeouts).filter(|&at| at <= clock) {
-            if sink.room() == 0 {
-                self.stats.unplaced += 1;
-                return None;
-            }
-            sink.push(flow.event(None, at, &mut self.reported));
+        let delta = self.slab.flow(place).delta_at(&self.timeouts);
+        if let Some(at) = delta.filter(|&at| at <= clock) {
+            self.needs_room(1, sink)?;
+            sink.push(self.slab.flow(place).event(None, at, &mut self.reported));
+        }
+        Some(())
+    }
+
+    /// `None`, and the packet counted as unplaced, if the sink has no room for so many events.
+    fn needs_room(&mut self, events: usize, sink: &impl EventSink) -> Option<()> {
+        if sink.room() < events {
+            self.stats.unplaced += 1;
+            return None;
         }
         Some(())
     }
@@ -371,10 +374,7 @@ impl<H: Hint> FlowTable<H> {
         sink: &mut impl EventSink,
     ) -> Option<u32> {
         if self.len() >= self.max_flows {
-            if sink.room() == 0 {
-                self.stats.unplaced += 1;
-                return None;
-            }
+            self.needs_room(1, sink)?;
             self.evict(arrival.clock_ns, sink);
         }
         let opened = origin::sender_opened(&arrival.decoded);

@@ -19,13 +19,13 @@ use std::time::{Duration, Instant};
 use dpdk::lcore::{self, Lcore, Thread};
 use rtrb::{Consumer, RingBuffer};
 
-use crate::capture::{Complaint, OpenError, Steer};
+use crate::capture::{Complaint, OpenError, Source, Steer};
 use crate::config::{Config, SummaryFormat};
 use crate::event::{EventWriter, FlowEvent};
 use crate::export::{FlowLog, OpenLogError};
 use crate::flow::{FlowTable, Timeouts};
 use crate::journal::{self, JournalConfig, JournalError, Scribe, Writer};
-use crate::status::{Counter, Counters, Published};
+use crate::status::{Counter, Counters, Group, Published};
 use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
@@ -92,8 +92,9 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     let mut stop = Stop::on_signals().map_err(RunError::Signals)?;
     let started = prepared.start(buffers(lcores.len(), journal.is_some()), lcores.len() as u16)?;
     let mut running = Running::start(config, &lcores, started, journal)?;
-    let mut outputs =
-        Outputs { log, highlights: Highlights::default(), debug: config.debug, failed: false };
+    // Only the tables need them, and they cost a look at every event.
+    let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
+    let mut outputs = Outputs { log, highlights, debug: config.debug, failed: false };
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, begun))
@@ -163,12 +164,12 @@ impl Running {
     ) -> Result<Self, RunError> {
         let Started { eal, inputs, queues } = started;
         let (queue_count, spread) = queues.shape();
-        let is_file = matches!(queues, Queues::File(_));
         let plan = Plan::new(lcores.len(), queue_count, spread, journal.is_some());
         let (mut scribe, writer) = journal.unzip();
         let mut tasks: Vec<Vec<Task>> = lcores.iter().map(|_| Vec::new()).collect();
         let mut events = Vec::new();
         let inputs_of_workers = deal_inputs(queues, &plan, &mut tasks);
+        let waits = inputs_of_workers.iter().all(Input::waits);
         let workers = plan.workers.len();
         let timeouts = Timeouts {
             idle_ns: config.idle_timeout.as_nanos() as u64,
@@ -189,7 +190,7 @@ impl Running {
             }
         }
         if let (Some(mut scribe), Some(at)) = (scribe, plan.scribe) {
-            scribe.wait_for_disk(is_file);
+            scribe.wait_for_disk(waits);
             if let Some(tasks) = tasks.get_mut(at) {
                 tasks.push(Task::Scribe(Box::new(scribe)));
             }
@@ -250,17 +251,12 @@ impl Running {
         if let Some(writer) = &self.writer {
             now.merge(&writer.published().load());
         }
-        let lost = now.sum(crate::status::Group::Drop);
+        let lost = now.sum(Group::Drop);
         if lost > *lost_before {
-            let reasons: Vec<String> = now
-                .group(crate::status::Group::Drop)
-                .filter(|(_, n)| *n > 0)
-                .map(|(name, n)| format!("{name} {n}"))
-                .collect();
             tracing::warn!(
                 "{} packets lost since the last report; in all: {}",
                 lost - *lost_before,
-                reasons.join(", ")
+                now.reasons(Group::Drop)
             );
         }
         *lost_before = lost;
@@ -296,14 +292,15 @@ impl Running {
         let incomplete: Vec<String> = complaints.into_iter().map(|c| c.text).collect();
         let summary = Summary {
             counters,
-            highlights: &outputs.highlights,
             elapsed: received_until - begun,
             workers: self.workers,
             incomplete: &incomplete,
         };
         let text = match config.summary {
             Some(SummaryFormat::Json) => summary.json() + "\n",
-            Some(SummaryFormat::Text) => summary.text(),
+            Some(SummaryFormat::Text) => {
+                summary.text(&outputs.highlights.take().unwrap_or_default())
+            }
             None => String::new(),
         };
         if let Err(e) = std::io::stdout().write_all(text.as_bytes()) {
@@ -320,7 +317,7 @@ fn deal_inputs(queues: Queues, plan: &Plan, tasks: &mut [Vec<Task>]) -> Vec<Inpu
         return queues.split(workers).into_iter().map(Input::Source).collect();
     };
     let sources = queues.split(1);
-    let waits = sources.iter().all(crate::capture::Source::waits);
+    let waits = sources.iter().all(Source::waits);
     let clock = Arc::new(AtomicU64::new(0));
     let mut rings = Vec::new();
     let inputs = (0..workers)
@@ -339,14 +336,16 @@ fn deal_inputs(queues: Queues, plan: &Plan, tasks: &mut [Vec<Task>]) -> Vec<Inpu
 /// Where events go.
 struct Outputs {
     log: Option<FlowLog>,
-    highlights: Highlights,
+    highlights: Option<Highlights>,
     debug: bool,
     failed: bool,
 }
 
 impl Outputs {
     fn take(&mut self, event: &FlowEvent) {
-        self.highlights.add(event);
+        if let Some(highlights) = &mut self.highlights {
+            highlights.add(event);
+        }
         if self.debug {
             self.show(event);
         }

@@ -99,7 +99,6 @@ pub(super) fn one_line(e: &FlowEvent) -> String {
 /// The end of a run.
 pub(super) struct Summary<'a> {
     pub(super) counters: Counters,
-    pub(super) highlights: &'a Highlights,
     /// From the start until the last input ended; reporting the flows that were open is not in it.
     pub(super) elapsed: Duration,
     pub(super) workers: usize,
@@ -156,7 +155,7 @@ impl Summary<'_> {
     }
 
     /// Tables for a person.
-    pub(super) fn text(&self) -> String {
+    pub(super) fn text(&self, highlights: &Highlights) -> String {
         let c = &self.counters;
         let mut out = String::new();
         let packets = c.get(Counter::Packets);
@@ -165,7 +164,7 @@ impl Summary<'_> {
             "{packets} packets, {} in {} flows{}; read in {:.2} s ({} packets/s)",
             human(c.get(Counter::Bytes)),
             c.get(Counter::Flows),
-            self.highlights.span.map_or(String::new(), |(a, b)| {
+            highlights.span.map_or(String::new(), |(a, b)| {
                 format!(" over {:.1} s", Duration::from_nanos(b.saturating_sub(a)).as_secs_f64())
             }),
             self.elapsed.as_secs_f64(),
@@ -179,7 +178,7 @@ impl Summary<'_> {
             reasons(c, Group::Malformed),
             reasons(c, Group::Drop),
         );
-        let mut largest: Vec<&Large> = self.highlights.largest.iter().map(|Reverse(l)| l).collect();
+        let mut largest: Vec<&Large> = highlights.largest.iter().map(|Reverse(l)| l).collect();
         largest.sort_by(|a, b| b.cmp(a));
         let rows = largest.iter().map(|l| {
             let [protocol, orig, resp, state, took] = l.row.clone();
@@ -188,7 +187,7 @@ impl Summary<'_> {
         let header =
             ["proto", "originator", "responder", "packets", "bytes", "duration", "state, history"];
         table(&mut out, "Largest flows", &header, &[3, 4, 5], rows);
-        let mut hosts: Vec<(&IpAddr, &Host)> = self.highlights.hosts.iter().collect();
+        let mut hosts: Vec<(&IpAddr, &Host)> = highlights.hosts.iter().collect();
         hosts.sort_by_key(|(ip, h)| (Reverse(h.opened), **ip));
         let rows = hosts.into_iter().take(SHOWN).map(|(ip, h)| {
             let n = |n: u64| n.to_string();
@@ -205,9 +204,10 @@ impl Summary<'_> {
 
 /// `0`, or `3 (arp 2, llc 1)`.
 fn reasons(c: &Counters, group: Group) -> String {
-    let parts: Vec<String> =
-        c.group(group).filter(|(_, n)| *n > 0).map(|(name, n)| format!("{name} {n}")).collect();
-    if parts.is_empty() { "0".into() } else { format!("{} ({})", c.sum(group), parts.join(", ")) }
+    match c.sum(group) {
+        0 => "0".into(),
+        sum => format!("{sum} ({})", c.reasons(group)),
+    }
 }
 
 /// Bytes in the unit that suits.

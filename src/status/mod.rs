@@ -47,11 +47,6 @@ macro_rules! counters {
             pub fn group(self) -> Group {
                 match self { $(Self::$variant => Group::$group),* }
             }
-
-            /// One line that explains it.
-            pub fn help(self) -> &'static str {
-                match self { $(Self::$variant => $help),* }
-            }
         }
     };
 }
@@ -152,6 +147,12 @@ impl Counters {
     /// The counters of a group, by name, in order.
     pub fn group(&self, group: Group) -> impl Iterator<Item = (&'static str, u64)> {
         Counter::ALL.iter().filter(move |c| c.group() == group).map(|&c| (c.name(), self.get(c)))
+    }
+
+    /// What a group counted, such as `arp 2, llc 1`.
+    pub fn reasons(&self, group: Group) -> String {
+        let counted = self.group(group).filter(|(_, n)| *n > 0);
+        counted.map(|(name, n)| format!("{name} {n}")).collect::<Vec<_>>().join(", ")
     }
 
     /// The sum of a group.

@@ -31,6 +31,16 @@ pub enum Input {
     Ring { ring: Consumer<Mbuf>, clock: Arc<AtomicU64>, waits: bool },
 }
 
+impl Input {
+    /// Whether it waits for us, so that nothing needs to be dropped when we are slow.
+    pub fn waits(&self) -> bool {
+        match self {
+            Self::Source(source) => source.waits(),
+            Self::Ring { waits, .. } => *waits,
+        }
+    }
+}
+
 /// This machine's prefetch and large pages, for the flow table.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine;
@@ -80,17 +90,9 @@ pub struct Worker {
     arrivals: Box<[Arrival; BURST]>,
     /// The input waits for us, so nothing is dropped.
     waits: bool,
-    phase: Phase,
+    /// When the input ended; flows are being reported since.
     received_until: Option<Instant>,
     pub counters: Counters,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Receiving,
-    /// The input has ended; flows are being reported.
-    Draining,
-    Done,
 }
 
 impl Worker {
@@ -100,10 +102,7 @@ impl Worker {
         events: Producer<FlowEvent>,
         journal: Option<Producer<Mbuf>>,
     ) -> Self {
-        let waits = match &input {
-            Input::Source(source) => source.waits(),
-            Input::Ring { waits, .. } => *waits,
-        };
+        let waits = input.waits();
         Self {
             input,
             table,
@@ -112,7 +111,6 @@ impl Worker {
             batch: Batch::default(),
             arrivals: Box::new([Arrival::default(); BURST]),
             waits,
-            phase: Phase::Receiving,
             received_until: None,
             counters: Counters::default(),
         }
@@ -120,26 +118,14 @@ impl Worker {
 
     /// One burst, or one step of the end.
     pub fn turn(&mut self, stopping: bool) -> Turn {
-        match self.phase {
-            Phase::Receiving => {
-                if !self.hand_to_journal() {
-                    return Turn::Idle;
-                }
-                self.receive()
-            }
-            Phase::Draining => {
-                let reason = if stopping { EndReason::Shutdown } else { EndReason::Eof };
-                let now = self.now();
-                if self.table.drain(now, reason, &mut self.events) {
-                    self.count_table();
-                    self.journal = None;
-                    self.phase = Phase::Done;
-                    return Turn::End;
-                }
-                Turn::Busy
-            }
-            Phase::Done => Turn::End,
+        if self.received_until.is_none() {
+            return if self.hand_to_journal() { self.receive() } else { Turn::Idle };
         }
+        let reason = if stopping { EndReason::Shutdown } else { EndReason::Eof };
+        let now = self.now();
+        let drained = self.table.drain(now, reason, &mut self.events);
+        self.count_table();
+        if drained { Turn::End } else { Turn::Busy }
     }
 
     /// Takes nothing new from a source of its own.
@@ -185,7 +171,6 @@ impl Worker {
                 Turn::Idle
             }
             Poll::End => {
-                self.phase = Phase::Draining;
                 self.received_until = Some(Instant::now());
                 Turn::Busy
             }

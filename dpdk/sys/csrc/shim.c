@@ -5,23 +5,14 @@
 
 int shim_errno(void) { return rte_errno; }
 
-unsigned int shim_lcore_id(void) { return rte_lcore_id(); }
-
 uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **pkts, uint16_t n)
 {
 	return rte_eth_rx_burst(port, queue, pkts, n);
 }
 
-int shim_pktmbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **pkts, unsigned int n)
-{
-	return rte_pktmbuf_alloc_bulk(pool, pkts, n);
-}
-
 struct rte_mbuf *shim_pktmbuf_alloc(struct rte_mempool *pool) { return rte_pktmbuf_alloc(pool); }
 
 void shim_pktmbuf_free(struct rte_mbuf *m) { rte_pktmbuf_free(m); }
-
-void shim_pktmbuf_refcnt_update(struct rte_mbuf *m, int16_t v) { rte_pktmbuf_refcnt_update(m, v); }
 
 static shim_log_cb log_cb;
 

@@ -25,17 +25,13 @@ static const uint64_t SHIM_RSS_TCP = RTE_ETH_RSS_TCP;
 static const uint64_t SHIM_RSS_UDP = RTE_ETH_RSS_UDP;
 static const uint64_t SHIM_RX_OFFLOAD_SCATTER = RTE_ETH_RX_OFFLOAD_SCATTER;
 
-/* Thread-locals: bindgen would emit plain statics, which crash when read. */
+/* A thread-local: bindgen would emit a plain static, which crashes when read. */
 int shim_errno(void);
-unsigned int shim_lcore_id(void);
 
 /* Inlines. */
 uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **pkts, uint16_t n);
-int shim_pktmbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **pkts, unsigned int n);
 struct rte_mbuf *shim_pktmbuf_alloc(struct rte_mempool *pool);
 void shim_pktmbuf_free(struct rte_mbuf *m);
-/* Adds v to the reference count of every segment of m. */
-void shim_pktmbuf_refcnt_update(struct rte_mbuf *m, int16_t v);
 
 /* Sends every DPDK log line to cb(level, text, length). Call before rte_eal_init. */
 typedef void (*shim_log_cb)(uint32_t level, const char *text, size_t len);
