@@ -5,7 +5,7 @@
 //! report their flows and end; the journal's lcore ends when they have; its writer when that has;
 //! then losses are counted for the last time, ports stop, and interfaces are put back.
 
-mod inputs;
+pub(crate) mod inputs;
 mod plan;
 mod summary;
 

@@ -21,7 +21,7 @@ use crate::flow::{Arrival, FlowTable, Hint};
 use crate::packet;
 use crate::status::{Counter, Counters, Turn};
 
-pub use lcore::{LcoreReport, Shared, Task, run};
+pub use lcore::{LcoreReport, Shared, Task, back_off, run};
 
 /// Where a worker's packets come from.
 pub enum Input {
