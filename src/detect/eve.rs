@@ -44,11 +44,18 @@ impl Class {
     /// Name in flow ids, signature number, signature and category.
     fn texts(self) -> (&'static str, u32, &'static str, &'static str) {
         match self {
-            Self::Attack => ("attack", 2_100_001, "gomon high packet-rate to single host", "attack"),
-            Self::Scan => ("scanning", 2_100_002, "gomon horizontal scan host-rate exceeded", "scan"),
-            Self::Connection => {
-                ("outbound_connection", 2_100_003, "gomon outbound connection observed", "connection")
+            Self::Attack => {
+                ("attack", 2_100_001, "gomon high packet-rate to single host", "attack")
             }
+            Self::Scan => {
+                ("scanning", 2_100_002, "gomon horizontal scan host-rate exceeded", "scan")
+            }
+            Self::Connection => (
+                "outbound_connection",
+                2_100_003,
+                "gomon outbound connection observed",
+                "connection",
+            ),
             Self::PortScan => {
                 ("port_scanning", 2_100_004, "gomon vertical scan port-rate exceeded", "scan")
             }
@@ -59,7 +66,9 @@ impl Class {
     /// The original counts up towards scans; Suricata's 1 is the worst.
     fn severity(self, style: EveStyle) -> u8 {
         match (style, self) {
-            (EveStyle::Gomon, Self::Attack) | (EveStyle::Suricata, Self::Scan | Self::PortScan) => 2,
+            (EveStyle::Gomon, Self::Attack) | (EveStyle::Suricata, Self::Scan | Self::PortScan) => {
+                2
+            }
             (EveStyle::Gomon, Self::Scan | Self::PortScan) => 3,
             (EveStyle::Gomon, Self::Connection | Self::Idle) => 1,
             (EveStyle::Suricata, Self::Attack) => 1,

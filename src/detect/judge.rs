@@ -138,8 +138,7 @@ impl Judge {
         }
         let rules = self.rules;
         let rate = |count: u64| count as f64 / rules.window_s as f64;
-        let is_attack =
-            |e: &Endpoint| rules.c2_known && rate(e.packets) > rules.packet_threshold;
+        let is_attack = |e: &Endpoint| rules.c2_known && rate(e.packets) > rules.packet_threshold;
         let is_port_scan =
             |ports: u32| rules.port_threshold.is_some_and(|t| rate(u64::from(ports)) > t);
         let mut attacked = vec![false; tally.hosts().len()];

@@ -3,7 +3,7 @@
 //! A [`Sighting`] is what a frame says to a detector: who sends to which endpoint. A [`Tally`]
 //! counts the endpoints and hosts that one host sends to during one window; a [`Judge`] holds a
 //! tally against thresholds and gives a [`Verdict`] of [`Finding`]s: floods of one endpoint, scans,
-//! ordinary connections. [`Eve`] writes findings as EVE JSON lines. TODO
+//! ordinary connections. [`Eve`] writes findings as EVE JSON lines. [`watch`] runs the windows of
 //! many hosts inside workers.
 //!
 //! Pure: no clock, no I/O, no DPDK. Memory is bounded whatever the traffic: a tally keeps
@@ -14,7 +14,7 @@ mod judge;
 mod scope;
 mod sighting;
 mod tally;
-
+pub mod watch;
 
 pub use eve::{Eve, EveStyle, Subject};
 pub use judge::{Class, Destination, Finding, Judge, Rules, ScanMode, Verdict};

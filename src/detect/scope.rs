@@ -160,7 +160,8 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in ["", "10.0.0", "10.0.0.0/", "10.0.0.0/+8", "10.0.0.0/33", "::/129", "host", "1/2/3"]
+        for text in
+            ["", "10.0.0", "10.0.0.0/", "10.0.0.0/+8", "10.0.0.0/33", "::/129", "host", "1/2/3"]
         {
             assert!(text.parse::<Prefix>().is_err(), "{text}");
         }

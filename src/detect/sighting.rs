@@ -121,7 +121,8 @@ mod tests {
     use super::*;
 
     fn ipv4(protocol: u8, payload: &[u8]) -> Vec<u8> {
-        let mut out = vec![0x45, 0, 0, 0, 0, 1, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 5, 192, 0, 2, 9];
+        let mut out =
+            vec![0x45, 0, 0, 0, 0, 1, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 5, 192, 0, 2, 9];
         out.extend(payload);
         let len = out.len() as u16;
         out[2..4].copy_from_slice(&len.to_be_bytes());
@@ -129,12 +130,8 @@ mod tests {
     }
 
     fn seen(ip: &[u8]) -> Option<Sighting> {
-        let frame = Frame {
-            data: ip,
-            wire_len: ip.len() as u32,
-            wire_len_known: true,
-            link: Link::Raw,
-        };
+        let frame =
+            Frame { data: ip, wire_len: ip.len() as u32, wire_len_known: true, link: Link::Raw };
         sight(&frame, &mut Decoded::default())
     }
 

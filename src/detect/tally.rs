@@ -204,8 +204,9 @@ impl Tally {
         let at = hosts.len() as u32;
         self.hosts.push(Contact { host, ports: 0 });
         let (mix, hosts) = (self.mix, &self.hosts);
-        self.by_host
-            .insert_unique(hash, at, |&at| hosts.get(at as usize).map_or(0, |c| mix.hash(c.host, 0)));
+        self.by_host.insert_unique(hash, at, |&at| {
+            hosts.get(at as usize).map_or(0, |c| mix.hash(c.host, 0))
+        });
         Some(at)
     }
 }

@@ -145,6 +145,13 @@ pub struct Options {
     ignored: Vec<String>,
 }
 
+impl Options {
+    /// Where the events go.
+    pub(super) fn log_name(&self) -> String {
+        self.eve_log.as_ref().map_or_else(|| "stdout".to_owned(), |p| p.display().to_string())
+    }
+}
+
 /// What the command line asks for.
 pub(super) enum Asked {
     Run(Box<Options>),
@@ -163,9 +170,8 @@ pub(super) fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Asked, G
         }
         Err(e) => return Err(GomonError::Usage(in_one_line(&e))),
     };
-    let is_old = |arg: &&OsString| {
-        arg.to_str().is_some_and(|a| a.split('=').next() == Some(DEPRECATED))
-    };
+    let is_old =
+        |arg: &&OsString| arg.to_str().is_some_and(|a| a.split('=').next() == Some(DEPRECATED));
     if argv.iter().find(is_old).is_some() {
         eprintln!("Flag {DEPRECATED} has been deprecated, use --scan-detection-mode");
     }
@@ -228,7 +234,9 @@ impl Args {
             "gomon" => EveStyle::Gomon,
             "suricata" => EveStyle::Suricata,
             other => {
-                return Err(bad(format!("unsupported eve-style {other:?} (expected gomon, suricata)")));
+                return Err(bad(format!(
+                    "unsupported eve-style {other:?} (expected gomon, suricata)"
+                )));
             }
         };
         let (scope, ignored) = self.scope()?;
@@ -327,7 +335,6 @@ fn duration(seconds: u64) -> String {
 /// What is printed before a run: who we are and what we were told.
 pub(super) fn banner(o: &Options) -> String {
     let or_none = |text: &str| if text.is_empty() { "<none>".to_owned() } else { text.to_owned() };
-    let eve = o.eve_log.as_ref().map_or("stdout".into(), |p| p.display().to_string());
     let mut lines = vec![
         ("version", VERSION.to_owned()),
         ("input", o.input.clone()),
@@ -344,7 +351,7 @@ pub(super) fn banner(o: &Options) -> String {
         ("ignore-dst", or_none(&o.ignored.join(", "))),
         ("save-packets", o.save_packets.to_string()),
         ("capture-dir", o.capture_dir.display().to_string()),
-        ("eve-log-path", eve),
+        ("eve-log-path", o.log_name()),
     ];
     // Only what differs from what the original could do.
     if let Some(threshold) = o.rules.port_threshold {

@@ -57,7 +57,16 @@ impl Header {
 
     fn read(b: &[u8; HEADER]) -> Self {
         let long = |at: usize| {
-            u64::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3], b[at + 4], b[at + 5], b[at + 6], b[at + 7]])
+            u64::from_le_bytes([
+                b[at],
+                b[at + 1],
+                b[at + 2],
+                b[at + 3],
+                b[at + 4],
+                b[at + 5],
+                b[at + 6],
+                b[at + 7],
+            ])
         };
         let word = |at: usize| u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
         let half = |at: usize| u16::from_le_bytes([b[at], b[at + 1]]);

@@ -78,9 +78,7 @@ impl Input {
     pub(super) fn run(self, monitor: &mut Monitor) -> Result<Counters, GomonError> {
         match self {
             Self::File(reader, stop) => read_file(*reader, &stop, monitor),
-            Self::Interface(prepared, stop) => {
-                listen(prepared.start(BUFFERS, 1)?, &stop, monitor)
-            }
+            Self::Interface(prepared, stop) => listen(prepared.start(BUFFERS, 1)?, &stop, monitor),
         }
     }
 }
@@ -112,7 +110,7 @@ fn read_file(
         let pieces = std::iter::once(record.data);
         monitor.packet(record.timestamp_ns, record.link, &frame, pieces)?;
         reader.consume();
-        if monitor.packets() % LOOK == 0 && stop.is_wanted() {
+        if monitor.packets().is_multiple_of(LOOK) && stop.is_wanted() {
             break;
         }
     }

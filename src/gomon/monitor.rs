@@ -81,7 +81,7 @@ impl Monitor {
             },
             show_idle: o.show_idle,
             log,
-            log_name: o.eve_log.as_ref().map_or("stdout".into(), |p| p.display().to_string()),
+            log_name: o.log_name(),
             lines: Vec::new(),
             keeper: saving.then(|| Keeper::new(o.save_packets, &o.capture_dir, &o.sample_id)),
             calibration: o.calibrate.then(Calibration::default),
@@ -243,8 +243,7 @@ impl Totals {
             lines.extend(self.calibration.iter().cloned());
             return lines;
         }
-        let log = o.eve_log.as_ref().map_or("stdout".into(), |p| p.display().to_string());
-        lines.push(format!("Analysis complete. Eve log: {log}"));
+        lines.push(format!("Analysis complete. Eve log: {}", o.log_name()));
         lines.push(format!(
             "Summary: {} attack alert(s), {} scan alert(s), {} idle window(s), {} capture(s) saved",
             self.attacks, self.scans, self.idle, self.captures
