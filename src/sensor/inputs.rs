@@ -160,9 +160,8 @@ impl Prepared {
     pub(super) fn start(self, buffers: u32, workers: u16) -> Result<Started, RunError> {
         let buffers = buffers + self.preloaded;
         // The pcap and AF_PACKET drivers take a buffer when a packet comes; others keep rings full.
-        let takes_late = |d: &&Device| {
-            d.name.starts_with("net_pcap") || d.name.starts_with("net_af_packet")
-        };
+        let takes_late =
+            |d: &&Device| d.name.starts_with("net_pcap") || d.name.starts_with("net_af_packet");
         let late = self.devices.iter().filter(takes_late).count();
         let filled = (self.pci.len() + self.devices.len() - late) as u32;
         let count = buffers + filled * u32::from(DESCRIPTORS) * u32::from(workers);
