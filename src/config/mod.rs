@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-pub use layer::{Layer, SummaryFormat, Switch};
+pub use layer::{Layer, PollMode, SummaryFormat, Switch};
 
 use crate::detect::watch::Watched;
 
@@ -53,6 +53,7 @@ pub struct Config {
     pub source: SourceConfig,
     /// `None`: one lcore on any CPU.
     pub lcores: Option<String>,
+    pub poll: PollMode,
     pub data_dir: PathBuf,
     pub flow_log: Option<PathBuf>,
     /// Hosts to watch, and where what they do is reported; there is such a place if there are such
@@ -142,6 +143,7 @@ impl Config {
         Ok(Self {
             source,
             lcores: l.lcores,
+            poll: l.poll.unwrap_or_default(),
             data_dir: l.data_dir.unwrap_or_else(|| "/var/lib/malakocut".into()),
             flow_log,
             watch,
@@ -237,6 +239,7 @@ mod tests {
             (&["--rotate-size", "1 furlong"], "--rotate-size"),
             (&["--rotate-size", "5"], "64 KiB"),
             (&["--journal", "perhaps"], "--journal"),
+            (&["--poll", "sometimes"], "--poll"),
             (&["--frobnicate"], "--frobnicate"),
             (&["stray"], "stray"),
         ] {

@@ -12,12 +12,15 @@
 //! full, a live window goes on: nothing is lost, it only ends late.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use hashbrown::HashTable;
 use rtrb::{Consumer, Producer, PushError};
 
 use super::{Eve, Host, Judge, Scope, Sighting, Tally, Verdict};
 
+/// How long to wait for a full ring.
+const FULL: Duration = Duration::from_micros(100);
 /// Windows of each host that may be under way from a worker to the judge.
 const DEPTH: usize = 4;
 
@@ -158,7 +161,7 @@ impl Watcher {
             if !self.waits || self.parts.is_abandoned() {
                 return false;
             }
-            std::thread::yield_now();
+            std::thread::sleep(FULL);
         }
         let Some(share) = self.shares.get_mut(at) else { return true };
         let tally = (share.tally.packets() > 0).then(|| {
