@@ -105,6 +105,7 @@ pub(super) struct Keeper {
     directory: PathBuf,
     sample: String,
     pub(super) saved: u64,
+    pub(super) failed: u64,
     /// Packets that were wanted but overwritten, of another link type, or of a host too many.
     pub(super) missing: u64,
 }
@@ -127,6 +128,7 @@ impl Keeper {
             directory: directory.into(),
             sample: sample.into(),
             saved: 0,
+            failed: 0,
             missing: 0,
         }
     }
@@ -209,11 +211,14 @@ impl Keeper {
                         );
                     }
                 }
-                Err(error) => tracing::error!(
-                    path = %path.display(),
-                    %error,
-                    "Failed to write captured packets"
-                ),
+                Err(error) => {
+                    self.failed += 1;
+                    tracing::error!(
+                        path = %path.display(),
+                        %error,
+                        "Failed to write captured packets"
+                    );
+                }
             }
         }
     }

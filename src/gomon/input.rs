@@ -35,6 +35,15 @@ pub(super) enum Input {
     Interface(Box<Prepared>, Stop),
 }
 
+/// How the input ended.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    /// What never arrived here, by reason.
+    pub(super) losses: Counters,
+    /// A file that made no sense from some point on.
+    pub(super) damaged: bool,
+}
+
 /// Set by SIGINT and SIGTERM.
 pub(super) struct Stop(Arc<AtomicBool>);
 
@@ -74,8 +83,8 @@ pub(super) fn open(name: &str) -> Result<Input, GomonError> {
 }
 
 impl Input {
-    /// Hands every packet over until the end or a signal; returns what was lost on the way.
-    pub(super) fn run(self, monitor: &mut Monitor) -> Result<Counters, GomonError> {
+    /// Hands every packet over until the end or a signal.
+    pub(super) fn run(self, monitor: &mut Monitor) -> Result<Ended, GomonError> {
         match self {
             Self::File(reader, stop) => read_file(*reader, &stop, monitor),
             Self::Interface(prepared, stop) => listen(prepared.start(BUFFERS, 1)?, &stop, monitor),
@@ -87,7 +96,8 @@ fn read_file(
     mut reader: CaptureReader,
     stop: &Stop,
     monitor: &mut Monitor,
-) -> Result<Counters, GomonError> {
+) -> Result<Ended, GomonError> {
+    let mut damaged = false;
     loop {
         let record = match reader.peek() {
             Ok(Some(record)) => record,
@@ -98,6 +108,7 @@ fn read_file(
                     true => tracing::debug!("{trouble}"),
                     false => tracing::error!("{trouble}"),
                 }
+                damaged = !trouble.is_cut();
                 break;
             }
         };
@@ -114,10 +125,10 @@ fn read_file(
             break;
         }
     }
-    Ok(Counters::default())
+    Ok(Ended { damaged, ..Ended::default() })
 }
 
-fn listen(started: Started, stop: &Stop, monitor: &mut Monitor) -> Result<Counters, GomonError> {
+fn listen(started: Started, stop: &Stop, monitor: &mut Monitor) -> Result<Ended, GomonError> {
     let Started { eal: _eal, mut inputs, queues } = started;
     let mut batch = Batch::default();
     let (mut idle, mut stopping, mut lost) = (0u32, false, 0);
@@ -152,7 +163,7 @@ fn listen(started: Started, stop: &Stop, monitor: &mut Monitor) -> Result<Counte
         }
     }
     let losses = inputs.finish(monitor.packets());
-    outcome.map(|()| losses)
+    outcome.map(|()| Ended { losses, damaged: false })
 }
 
 /// Says once a second that packets are being lost, and why.

@@ -57,7 +57,8 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     log::start(options.log_level);
     match run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
         Err(e) => refuse(&e),
     }
 }
@@ -70,14 +71,15 @@ fn refuse(e: &GomonError) -> ExitCode {
     ExitCode::from(1)
 }
 
-fn run(options: &Options) -> Result<(), GomonError> {
+/// Whether everything could be read and written; what could not was logged.
+fn run(options: &Options) -> Result<bool, GomonError> {
     let input = input::open(&options.input)?;
     let mut monitor = monitor::Monitor::new(options)?;
     eprint!("{}", args::banner(options));
-    let losses = input.run(&mut monitor)?;
+    let ended = input.run(&mut monitor)?;
     let totals = monitor.finish()?;
-    for line in totals.lines(options, &losses) {
+    for line in totals.lines(options, &ended.losses) {
         eprintln!("{line}");
     }
-    Ok(())
+    Ok(!ended.damaged && totals.failed_captures == 0)
 }

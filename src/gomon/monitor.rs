@@ -20,6 +20,7 @@ pub struct Totals {
     pub scans: u64,
     pub idle: u64,
     pub captures: u64,
+    pub failed_captures: u64,
     /// Packets to destinations that were not tracked.
     pub untracked: u64,
     /// Packets that captures lack.
@@ -208,6 +209,7 @@ impl Monitor {
         let mut totals = self.totals;
         if let Some(keeper) = &self.keeper {
             (totals.captures, totals.uncaptured) = (keeper.saved, keeper.missing);
+            totals.failed_captures = keeper.failed;
         }
         totals.calibration = self.calibration.map(|c| c.lines()).unwrap_or_default();
         Ok(totals)
