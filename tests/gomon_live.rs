@@ -1,4 +1,5 @@
-//! gomon on an interface: a veth pair in a namespace of the test's own.
+//! gomon, and the sensor's watched hosts, on an interface: a veth pair in a namespace of the test's
+//! own.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot run fails")]
 
@@ -21,12 +22,16 @@ fn alone() -> MutexGuard<'static, ()> {
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts gomon on `mirror` and waits until it listens; events go to `eve.json`, the rest to
-/// `stderr`.
+/// Starts gomon on `mirror` and waits until it listens; events go to `eve.json`.
 fn start(pair: &Pair, dir: &Path, args: &[&str]) -> Child {
+    let first = ["mirror", "10.0.0.5", "--eve-log-path", "eve.json"];
+    start_program(pair, dir, common::GOMON, &[&first, args].concat())
+}
+
+/// Starts a program and waits until it listens; what it says goes to `stderr`.
+fn start_program(pair: &Pair, dir: &Path, program: &str, args: &[&str]) -> Child {
     let mut child = pair
-        .command(common::GOMON)
-        .args(["mirror", "10.0.0.5", "--eve-log-path", "eve.json"])
+        .command(program)
         .args(args)
         .current_dir(dir)
         .stdout(Stdio::null())
@@ -84,21 +89,54 @@ fn windows_close_on_a_quiet_link_and_are_seen_at_once() {
     let child = start(&pair, dir.path(), &["--window", "1", "--c2-ip", "203.0.113.50"]);
     for round in 1..3 {
         pair.replay(&capture, 1);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while events(dir.path()).len() < round {
-            assert!(Instant::now() < deadline, "the window does not close: {}", said(dir.path()));
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let event = events(dir.path()).pop().unwrap();
+        let (event, late) = wait_for(dir.path(), round);
         assert_eq!(event["alert"]["category"], "attack");
         assert_eq!(event["metadata"]["gomon"]["packet_rate"], 50);
-        let began: jiff::Timestamp = event["timestamp"].as_str().unwrap().parse().unwrap();
-        let late = now.as_secs_f64() - began.as_microsecond() as f64 / 1e6 - 1.0;
         println!("the event of a window came {late:.3} s after its end");
         assert!(late < 1.0, "{late}");
     }
     end(child, "-INT");
+}
+
+/// Waits for so many events; the last one, and how many seconds after the end of its window, which
+/// lasts one, it came.
+fn wait_for(dir: &Path, count: usize) -> (Value, f64) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while events(dir).len() < count {
+        assert!(Instant::now() < deadline, "the window does not close: {}", said(dir));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let event = events(dir).pop().unwrap();
+    let began = event["timestamp"].as_str().unwrap().replace("+0000", "Z");
+    let began: jiff::Timestamp = began.parse().unwrap();
+    (event, now.as_secs_f64() - began.as_microsecond() as f64 / 1e6 - 1.0)
+}
+
+#[test]
+fn the_sensors_windows_close_on_a_quiet_link_too() {
+    let _one = alone();
+    let Some(pair) = Pair::new() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let capture = Capture::default().tcp(0, 50, "192.0.2.1", 80).write(dir.path(), "c.pcap");
+    let config = "[detect.watch]\naddress = \"10.0.0.5\"\nwindow = 1\npacket_threshold = 1000\n";
+    fs::write(dir.path().join("c.toml"), config).unwrap();
+    for lcores in ["0@0", "0@0,1@0"] {
+        let _ = fs::remove_file(dir.path().join("eve.json"));
+        let args = ["--config", "c.toml", "--interface", "mirror", "--alert-log", "eve.json"];
+        let more = ["--journal", "off", "--lcores", lcores];
+        let child = start_program(&pair, dir.path(), common::BINARY, &[&args[..], &more].concat());
+        // In one window, which begins with a second of the clock.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        std::thread::sleep(Duration::from_nanos(1_050_000_000 - u64::from(now.subsec_nanos())));
+        pair.replay(&capture, 1);
+        let (event, late) = wait_for(dir.path(), 1);
+        assert_eq!(event["alert"]["context"]["packet_rate"], 50);
+        println!("{lcores}: the alert of a window came {late:.3} s after its end");
+        assert!(late < 1.0, "{late}");
+        end(child, "-INT");
+        assert_eq!(events(dir.path()).len(), 1);
+    }
 }
 
 #[test]

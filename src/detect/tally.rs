@@ -77,7 +77,15 @@ impl Tally {
     /// Keeps up to `limit` endpoints and as many hosts. `seed` keeps others from choosing addresses
     /// that collide.
     pub fn new(limit: usize, seed: u64) -> Self {
-        let reserved = limit.min(RESERVED);
+        Self::with_room(limit, limit.min(RESERVED), seed)
+    }
+
+    /// The same, but takes its memory as it needs it.
+    pub(super) fn growing(limit: usize, seed: u64) -> Self {
+        Self::with_room(limit, 0, seed)
+    }
+
+    fn with_room(limit: usize, reserved: usize, seed: u64) -> Self {
         Self {
             endpoints: Vec::with_capacity(reserved),
             by_endpoint: HashTable::with_capacity(reserved),

@@ -238,7 +238,7 @@ impl Watches {
                     // Every share fits: the workers' limits are the bound.
                     let limit = watched.limit.saturating_mul(self.told.first().map_or(1, Vec::len));
                     open.entry(part.window)
-                        .or_insert_with(|| Tally::new(limit, self.seed))
+                        .or_insert_with(|| Tally::growing(limit, self.seed))
                         .absorb(&tally);
                 }
                 tally.clear();

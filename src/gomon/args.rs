@@ -14,8 +14,8 @@ use crate::detect::{DEFAULT_LIMIT, EveStyle, Host, Prefix, Rules, ScanMode, Scop
 
 const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 const CAPTURE_DIR: &str = "captures";
-/// The most endpoints that may be tracked; they take about 2 GB.
-const MAX_DESTINATIONS: usize = 1 << 24;
+/// The most endpoints that may be tracked; they take about 1 GB.
+const MAX_DESTINATIONS: usize = 1 << 22;
 /// 31 years.
 const MAX_WINDOW_S: u64 = 1_000_000_000;
 const DEPRECATED: &str = "--destination-rate-mode";
@@ -38,8 +38,8 @@ const BANNER: &str = r"
     disable_version_flag = true,
     disable_help_subcommand = true,
     args_override_self = true,
-    about = "Watches what one host (a sandboxed sample) does on the network",
-    long_about = "Counts the packets that one host sends, in windows of time, and writes EVE JSON events: \
+    about = "Watches what one host, such as a sandboxed sample, does on the network.\n\n\
+        Counts the packets that one host sends, in windows of time, and writes EVE JSON events: \
         an attack (many packets a second to one address and port; needs --c2-ip), a scan (many \
         hosts a second), and every ordinary connection. Events go to standard output or \
         --eve-log-path, everything else to standard error. Ctrl-C ends it in order.",
@@ -53,8 +53,10 @@ const BANNER: &str = r"
 )]
 struct Args {
     /// A capture file (pcap, pcapng, also gzip), or the name of a network interface (needs root)
+    #[arg(value_name = "input")]
     input: String,
     /// IP address of the host to watch; only what it sends counts
+    #[arg(value_name = "src_ip")]
     src_ip: String,
     /// Length of a window, seconds
     #[arg(long, value_name = "int", default_value = "30", allow_hyphen_values = true)]

@@ -12,6 +12,9 @@ use crate::export::LineLog;
 use crate::packet::{Decoded, Frame};
 use crate::status::{Counters, Group};
 
+/// Bytes of events that are written at once.
+const CHUNK: usize = 1 << 20;
+
 /// What a run found.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
@@ -191,6 +194,10 @@ impl Monitor {
             self.eve
                 .write(verdict, finding, &mut self.lines)
                 .map_err(|source| output(&self.log_name, source))?;
+            if self.lines.len() >= CHUNK {
+                self.log.write(&self.lines).map_err(|source| output(&self.log_name, source))?;
+                self.lines.clear();
+            }
         }
         self.log.write(&self.lines).map_err(|source| output(&self.log_name, source))?;
         if let Some(keeper) = &mut self.keeper {

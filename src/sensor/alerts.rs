@@ -7,6 +7,9 @@ use crate::detect::watch::Watched;
 use crate::detect::{Class, Verdict};
 use crate::export::LineLog;
 
+/// Bytes of lines that are written at once.
+const CHUNK: usize = 1 << 20;
+
 /// Where the findings of `[detect.watch]` go.
 pub(super) struct Alerts {
     log: LineLog,
@@ -24,6 +27,10 @@ impl Alerts {
         for finding in &verdict.findings {
             if finding.class != Class::Idle || watched.show_idle {
                 watched.eve.write(verdict, finding, &mut self.lines)?;
+            }
+            if self.lines.len() >= CHUNK {
+                self.log.write(&self.lines)?;
+                self.lines.clear();
             }
         }
         self.log.write(&self.lines)
