@@ -111,6 +111,27 @@ pub fn malakocut(args: &[&str]) -> Run {
     Run::of(command().args(args).output().unwrap())
 }
 
+/// Runs gomon in a folder.
+pub fn gomon(dir: &Path, args: &[&str]) -> Run {
+    Run::of(Command::new(GOMON).args(args).current_dir(dir).output().unwrap())
+}
+
+/// The objects of a text with one a line.
+pub fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+}
+
+/// Time, length and bytes of each packet of a capture file.
+pub fn packets_of(path: &Path) -> Vec<(u64, u32, Vec<u8>)> {
+    let mut reader = malakocut::capture::CaptureReader::open(path, 1 << 16).unwrap();
+    let mut out = Vec::new();
+    while let Some(record) = reader.peek().unwrap() {
+        out.push((record.timestamp_ns, record.wire_len, record.data.to_vec()));
+        reader.consume();
+    }
+    out
+}
+
 /// The events of a flow log.
 pub fn events(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap();
