@@ -7,7 +7,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -206,7 +206,7 @@ fn without_a_source_it_is_enp3s0() {
 fn idle_percent(pair: &Pair, options: &[&str]) -> f64 {
     let dir = tempfile::tempdir().unwrap();
     let args = [&["--interface", "mirror", "--journal", "off"], options].concat();
-    let child = start(&pair, dir.path(), &args);
+    let child = start(pair, dir.path(), &args);
     let ticks = || -> u64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
