@@ -3,15 +3,18 @@
 //! The modules follow the packet: `capture` takes it in, `packet` reads it, `flow` accounts for it,
 //! `event` says what a flow was, `journal` keeps the bytes, `export` hands the events on, `worker`
 //! is the loop that ties them together, `sensor` starts and stops it all. Imports run one way, from
-//! the last to the first.
+//! the last to the first. `detect` judges what hosts do in windows of time; `gomon` is a program of
+//! its own around it, which takes interfaces over as the sensor does.
 
 #![forbid(unsafe_code)]
 
 pub mod capture;
 pub mod config;
+pub mod detect;
 pub mod event;
 pub mod export;
 pub mod flow;
+pub mod gomon;
 pub mod journal;
 pub mod packet;
 pub mod sensor;

@@ -5,13 +5,15 @@
 //! report their flows and end; the journal's lcore ends when they have; its writer when that has;
 //! then losses are counted for the last time, ports stop, and interfaces are put back.
 
-mod inputs;
+mod alerts;
+pub(crate) mod inputs;
 mod plan;
 mod summary;
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,12 +23,15 @@ use rtrb::{Consumer, RingBuffer};
 
 use crate::capture::{Complaint, OpenError, Source, Steer};
 use crate::config::{Config, PollMode, SummaryFormat};
+use crate::detect::Verdict;
+use crate::detect::watch::{self, Watched, Watches};
 use crate::event::{EventWriter, FlowEvent};
 use crate::export::{FlowLog, OpenLogError};
 use crate::flow::{FlowTable, Timeouts};
 use crate::journal::{self, JournalConfig, JournalError, Scribe, Writer};
 use crate::status::{Counter, Counters, Group, Published};
 use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
+use alerts::Alerts;
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
 use summary::{Highlights, Summary};
@@ -53,6 +58,8 @@ pub enum RunError {
     Dpdk(#[from] dpdk::Error),
     #[error(transparent)]
     Log(#[from] OpenLogError),
+    #[error("alert log {}: {source}", path.display())]
+    Alerts { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error("the CPUs of this process could not be read: {0}")]
@@ -82,6 +89,12 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         Some(path) => Some(FlowLog::open(path, EventWriter::new(&config.sensor))?),
         None => None,
     };
+    let alerts = match &config.alert_log {
+        Some(path) => Some(
+            Alerts::open(path).map_err(|source| RunError::Alerts { path: path.clone(), source })?,
+        ),
+        None => None,
+    };
     let journal = match config.journal {
         true => Some(journal::start(JournalConfig {
             directory: config.data_dir.join("pcap"),
@@ -94,7 +107,7 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     let mut running = Running::start(config, &lcores, started, journal)?;
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
-    let mut outputs = Outputs { log, highlights, debug: config.debug, failed: false };
+    let mut outputs = Outputs { log, alerts, highlights, debug: config.debug, failed: false };
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, begun))
@@ -155,6 +168,7 @@ struct Running {
     inputs: Inputs,
     lcores: Vec<(u32, Thread<LcoreReport>, Arc<Published>)>,
     events: Vec<Consumer<FlowEvent>>,
+    watches: Option<Watches>,
     writer: Option<Writer>,
     shared: Arc<Shared>,
     workers: usize,
@@ -173,6 +187,7 @@ impl Running {
         let (mut scribe, writer) = journal.unzip();
         let mut tasks: Vec<Vec<Task>> = lcores.iter().map(|_| Vec::new()).collect();
         let mut events = Vec::new();
+        let mut links = Vec::new();
         let inputs_of_workers = deal_inputs(queues, &plan, &mut tasks);
         let waits = inputs_of_workers.iter().all(Input::waits);
         let workers = plan.workers.len();
@@ -190,8 +205,14 @@ impl Running {
                 tx
             });
             events.push(event_rx);
+            let mut worker = Worker::new(input, table, event_tx, journal);
+            if !config.watch.is_empty() {
+                let (watcher, link) = watch::connect(&config.watch, waits, seed());
+                worker.watch(watcher);
+                links.push(link);
+            }
             if let Some(tasks) = tasks.get_mut(at) {
-                tasks.push(Task::Worker(Box::new(Worker::new(input, table, event_tx, journal))));
+                tasks.push(Task::Worker(Box::new(worker)));
             }
         }
         if let (Some(mut scribe), Some(at)) = (scribe, plan.scribe) {
@@ -210,7 +231,9 @@ impl Running {
                 lcore::spawn(&eal, lcore, move || crate::worker::run(tasks, &shared, &theirs))?;
             threads.push((lcore.id, thread, board));
         }
-        Ok(Self { inputs, lcores: threads, events, writer, shared, workers })
+        let watches =
+            (!links.is_empty()).then(|| Watches::new(config.watch.clone(), links, seed()));
+        Ok(Self { inputs, lcores: threads, events, watches, writer, shared, workers })
     }
 
     /// Takes events in until every lcore has ended.
@@ -231,6 +254,9 @@ impl Running {
                     taken += n;
                     chunk.into_iter().for_each(|event| outputs.take(&event));
                 }
+            }
+            if let Some(watches) = &mut self.watches {
+                taken += watches.attend(|watched, verdict| outputs.verdict(watched, verdict));
             }
             if ended && taken == 0 {
                 break;
@@ -285,6 +311,12 @@ impl Running {
                     damaged = true;
                 }
             }
+        }
+        if let Some(untracked) = self.watches.map(|w| w.untracked()).filter(|n| *n > 0) {
+            tracing::warn!(
+                "[detect.watch]: {untracked} packets went to destinations above max_destinations; \
+                 they are in the rates of the window, not in those of a destination"
+            );
         }
         if let Some(writer) = self.writer {
             counters.merge(&writer.finish());
@@ -342,6 +374,7 @@ fn deal_inputs(queues: Queues, plan: &Plan, tasks: &mut [Vec<Task>]) -> Vec<Inpu
 /// Where events go.
 struct Outputs {
     log: Option<FlowLog>,
+    alerts: Option<Alerts>,
     highlights: Option<Highlights>,
     debug: bool,
     failed: bool,
@@ -359,6 +392,14 @@ impl Outputs {
             && let Err(e) = log.write(event)
         {
             self.fail("the flow log", &e);
+        }
+    }
+
+    fn verdict(&mut self, watched: &Watched, verdict: &Verdict) {
+        if let Some(alerts) = &mut self.alerts
+            && let Err(e) = alerts.write(watched, verdict)
+        {
+            self.fail("the alert log", &e);
         }
     }
 
