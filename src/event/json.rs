@@ -160,6 +160,19 @@ fn seconds(ns: u64) -> f64 {
 
 /// Community ID version 1 (corelight/community-id-spec) of a flow.
 pub fn community_id(key: &FlowKey, seed: u16) -> String {
+    let mut id = String::with_capacity(30);
+    id.push_str("1:");
+    STANDARD.encode_string(community_digest(key, seed), &mut id);
+    id
+}
+
+/// The digest in a community id that is written out.
+pub fn parse_community_id(text: &str) -> Option<[u8; 20]> {
+    STANDARD.decode(text.strip_prefix("1:")?).ok()?.try_into().ok()
+}
+
+/// The SHA-1 that a flow's Community ID stands for.
+pub fn community_digest(key: &FlowKey, seed: u16) -> [u8; 20] {
     let mut hash = Sha1::new();
     hash.update(seed.to_be_bytes());
     // The key's order is the specification's: by address, then by port, one-way ICMP as sent.
@@ -174,10 +187,7 @@ pub fn community_id(key: &FlowKey, seed: u16) -> String {
         hash.update(key.port_a().to_be_bytes());
         hash.update(key.port_b().to_be_bytes());
     }
-    let mut id = String::with_capacity(30);
-    id.push_str("1:");
-    STANDARD.encode_string(hash.finalize(), &mut id);
-    id
+    hash.finalize().into()
 }
 
 /// The name of an IP protocol as events carry it.

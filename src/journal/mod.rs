@@ -9,6 +9,9 @@
 //! Files are nanosecond pcap, named `seg-<number>-<first timestamp>.pcap`, a new one at the
 //! rotation size, and one for each link type.
 
+pub mod catalogue;
+pub mod index;
+pub mod live;
 mod scribe;
 mod segment;
 
