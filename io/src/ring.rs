@@ -60,8 +60,7 @@ impl Ring {
 
     /// Starts an `fdatasync` of what was written to the file and has completed.
     pub fn sync(&mut self, id: u64, file: &Arc<File>) -> io::Result<()> {
-        let entry =
-            opcode::Fsync::new(Fd(file.as_raw_fd())).flags(FsyncFlags::DATASYNC).build();
+        let entry = opcode::Fsync::new(Fd(file.as_raw_fd())).flags(FsyncFlags::DATASYNC).build();
         self.start(id, entry, Flight { _file: Arc::clone(file), _data: None })
     }
 
