@@ -257,6 +257,8 @@ pub struct Ledger {
     begun: (u64, u64),
     broken: bool,
     open: Block,
+    /// The open block, or the one before, as it was at the mark.
+    marked: Block,
 }
 
 impl Ledger {
@@ -271,6 +273,7 @@ impl Ledger {
             begun: (0, 0),
             broken: false,
             open: empty(0),
+            marked: empty(0),
         }
     }
 
@@ -294,9 +297,10 @@ impl Ledger {
         self.broken
     }
 
-    /// The record of the block that is not full, if it has any bytes.
-    pub fn partial(&self) -> Option<Block> {
-        (self.open.covered > 0).then_some(self.open)
+    /// The record of the block in which the last whole packet record ends, up to there; `None` if
+    /// that is the end of the block, whose record is among the full ones.
+    pub fn marked(&self) -> Option<Block> {
+        (self.marked.covered > 0 && self.marked.covered < self.size).then_some(self.marked)
     }
 
     /// Takes the next bytes; full blocks go to `full`.
@@ -304,16 +308,27 @@ impl Ledger {
         while !bytes.is_empty() {
             let room = (self.size - self.open.covered) as usize;
             let (part, rest) = bytes.split_at(room.min(bytes.len()));
+            let at = self.at;
             self.walk(part);
-            self.open.crc = crc32c::crc32c_append(self.open.crc, part);
-            self.open.covered += part.len() as u32;
-            self.at += part.len() as u64;
+            let whole = self.mark.end.saturating_sub(at) as usize;
+            let (to_mark, behind) = part.split_at_checked(whole).unwrap_or((part, &[]));
+            self.add(to_mark);
+            if !to_mark.is_empty() && whole <= part.len() {
+                self.marked = self.open;
+            }
+            self.add(behind);
             if self.open.covered == self.size {
                 full(self.open);
                 self.open = empty(self.open.number + 1);
             }
             bytes = rest;
         }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.open.crc = crc32c::crc32c_append(self.open.crc, bytes);
+        self.open.covered += bytes.len() as u32;
+        self.at += bytes.len() as u64;
     }
 
     /// Walks the packet records that start or end in this part of the open block.
