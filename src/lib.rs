@@ -11,6 +11,7 @@ pub mod capture;
 pub mod config;
 pub mod event;
 pub mod export;
+pub mod filter;
 pub mod flow;
 pub mod journal;
 pub mod packet;

@@ -12,6 +12,7 @@
 pub mod catalogue;
 pub mod index;
 pub mod live;
+pub mod query;
 mod scribe;
 mod segment;
 
