@@ -58,6 +58,10 @@ pub struct Config {
     pub active_timeout: Duration,
     pub journal: bool,
     pub rotate_size: u64,
+    pub retention: Duration,
+    pub journal_quota: Option<u64>,
+    /// Percent.
+    pub min_free: u8,
     /// `None`: no summary is wanted.
     pub summary: Option<SummaryFormat>,
     pub sensor: String,
@@ -120,6 +124,11 @@ impl Config {
         if rotate_size < 65_536 {
             return bad(format!("--rotate-size {rotate_size}: at least 64 KiB"));
         }
+        if let Some(quota) = l.journal_quota.filter(|&quota| quota < 2 * rotate_size) {
+            return bad(format!(
+                "--journal-quota {quota}: at least two files of --rotate-size {rotate_size}"
+            ));
+        }
         // Beside the events only when asked for.
         let text = (is_file && !on_stdout).then_some(SummaryFormat::Text);
         Ok(Self {
@@ -133,6 +142,9 @@ impl Config {
             // A capture file is already a file.
             journal: l.journal.map_or(!is_file, Switch::is_on),
             rotate_size,
+            retention: l.retention.unwrap_or(Duration::from_secs(48 * 3600)),
+            journal_quota: l.journal_quota,
+            min_free: l.min_free.unwrap_or(10),
             summary: l.summary.or(text),
             sensor: l.sensor.unwrap_or_else(hostname),
             debug: l.debug,
@@ -218,6 +230,10 @@ mod tests {
             (&["--rotate-size", "1 furlong"], "--rotate-size"),
             (&["--rotate-size", "5"], "64 KiB"),
             (&["--journal", "perhaps"], "--journal"),
+            (&["--retention", "48"], "--retention"),
+            (&["--retention", "0h"], "--retention"),
+            (&["--journal-quota", "600MB"], "--rotate-size"),
+            (&["--min-free", "100"], "--min-free"),
             (&["--frobnicate"], "--frobnicate"),
             (&["stray"], "stray"),
         ] {
@@ -239,6 +255,10 @@ mod tests {
         assert!(c.debug && c.max_flows == 7);
         let c = parse(&["--rotate-size", "2GiB", "--journal", "off"], &[], "").unwrap();
         assert_eq!((c.rotate_size, c.journal), (2 << 30, false));
+        let c =
+            parse(&["--retention", "36h"], &[], "min_free = 5\njournal_quota = \"2TB\"").unwrap();
+        assert_eq!((c.retention.as_secs(), c.min_free), (36 * 3600, 5));
+        assert_eq!(c.journal_quota, Some(2_000_000_000_000));
         let c = parse(&[], &[], "rotate_size = \"10 MB\"").unwrap();
         assert_eq!(c.rotate_size, 10_000_000);
     }

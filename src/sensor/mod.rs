@@ -24,7 +24,7 @@ use crate::config::{Config, SummaryFormat};
 use crate::event::{EventWriter, FlowEvent};
 use crate::export::{FlowLog, OpenLogError};
 use crate::flow::{FlowTable, Timeouts};
-use crate::journal::{self, JournalConfig, JournalError, Scribe, Writer};
+use crate::journal::{self, JournalConfig, JournalError, Scribe, retention};
 use crate::status::{Counter, Counters, Group, Published};
 use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
 use inputs::{Inputs, Prepared, Queues, Started};
@@ -86,6 +86,11 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         true => Some(journal::start(JournalConfig {
             directory: config.data_dir.join("pcap"),
             rotate_size: config.rotate_size,
+            keep: retention::Limits {
+                age: config.retention,
+                quota: config.journal_quota,
+                min_free: config.min_free,
+            },
         })?),
         false => None,
     };
@@ -150,7 +155,7 @@ struct Running {
     inputs: Inputs,
     lcores: Vec<(u32, Thread<LcoreReport>, Arc<Published>)>,
     events: Vec<Consumer<FlowEvent>>,
-    writer: Option<Writer>,
+    journal: Option<journal::Handle>,
     shared: Arc<Shared>,
     workers: usize,
 }
@@ -160,12 +165,12 @@ impl Running {
         config: &Config,
         lcores: &[Lcore],
         started: Started,
-        journal: Option<(Scribe, Writer)>,
+        journal: Option<(Scribe, journal::Handle)>,
     ) -> Result<Self, RunError> {
         let Started { eal, inputs, queues } = started;
         let (queue_count, spread) = queues.shape();
         let plan = Plan::new(lcores.len(), queue_count, spread, journal.is_some());
-        let (mut scribe, writer) = journal.unzip();
+        let (mut scribe, journal) = journal.unzip();
         let mut tasks: Vec<Vec<Task>> = lcores.iter().map(|_| Vec::new()).collect();
         let mut events = Vec::new();
         let inputs_of_workers = deal_inputs(queues, &plan, &mut tasks);
@@ -179,18 +184,21 @@ impl Running {
             let table =
                 FlowTable::new(config.max_flows.div_ceil(workers), timeouts, seed(), Machine);
             let (event_tx, event_rx) = RingBuffer::new(EVENT_RING);
-            let journal = scribe.as_mut().map(|scribe| {
-                let (tx, rx) = RingBuffer::new(JOURNAL_RING);
+            let giver = scribe.as_mut().map(|scribe| {
+                let (tx, rx) = journal::handover(JOURNAL_RING);
                 scribe.attach(rx);
                 tx
             });
             events.push(event_rx);
             if let Some(tasks) = tasks.get_mut(at) {
-                tasks.push(Task::Worker(Box::new(Worker::new(input, table, event_tx, journal))));
+                tasks.push(Task::Worker(Box::new(Worker::new(input, table, event_tx, giver))));
             }
         }
         if let (Some(mut scribe), Some(at)) = (scribe, plan.scribe) {
             scribe.wait_for_disk(waits);
+            if let Some(journal) = &journal {
+                journal.set_live(!waits);
+            }
             if let Some(tasks) = tasks.get_mut(at) {
                 tasks.push(Task::Scribe(Box::new(scribe)));
             }
@@ -204,7 +212,7 @@ impl Running {
                 lcore::spawn(&eal, lcore, move || crate::worker::run(tasks, &shared, &theirs))?;
             threads.push((lcore.id, thread, board));
         }
-        Ok(Self { inputs, lcores: threads, events, writer, shared, workers })
+        Ok(Self { inputs, lcores: threads, events, journal, shared, workers })
     }
 
     /// Takes events in until every lcore has ended.
@@ -248,8 +256,8 @@ impl Running {
     fn warn_of_losses(&mut self, lost_before: &mut u64) {
         let mut now = self.inputs.losses();
         self.lcores.iter().for_each(|(_, _, board)| now.merge(&board.load()));
-        if let Some(writer) = &self.writer {
-            now.merge(&writer.published().load());
+        if let Some(journal) = &self.journal {
+            now.merge(&journal.monitor().counters());
         }
         let lost = now.sum(Group::Drop);
         if lost > *lost_before {
@@ -280,9 +288,11 @@ impl Running {
                 }
             }
         }
-        if let Some(writer) = self.writer {
-            counters.merge(&writer.finish());
-        }
+        let journal = self.journal.map(|journal| {
+            let (written, status) = journal.finish();
+            counters.merge(&written);
+            status
+        });
         let received = counters.get(Counter::Packets);
         counters.merge(&self.inputs.finish(received));
         for complaint in &complaints {
@@ -293,6 +303,7 @@ impl Running {
         let summary = Summary {
             counters,
             elapsed: received_until - begun,
+            journal,
             workers: self.workers,
             incomplete: &incomplete,
         };

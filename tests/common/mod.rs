@@ -79,6 +79,15 @@ pub fn malakocut(args: &[&str]) -> Run {
     Run::of(command().args(args).output().unwrap())
 }
 
+/// The pcap files of a journal, by number.
+pub fn segments(data: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(data.join("pcap")).unwrap().map(|f| f.unwrap().path());
+    let mut out: Vec<PathBuf> =
+        files.filter(|path| path.extension().is_some_and(|e| e == "pcap")).collect();
+    out.sort();
+    out
+}
+
 /// The events of a flow log.
 pub fn events(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap();
