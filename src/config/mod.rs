@@ -22,6 +22,8 @@ pub use layer::{Layer, SummaryFormat, Switch};
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_FILE: &str = "/etc/malakocut/malakocut.toml";
+/// Where the sensor keeps its data when nobody says.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/malakocut";
 const DEFAULT_INTERFACE: &str = "enp3s0";
 
 /// Bad usage; the message names the option or key and what to do.
@@ -146,7 +148,7 @@ impl Config {
         Ok(Self {
             source,
             lcores: l.lcores,
-            data_dir: l.data_dir.unwrap_or_else(|| "/var/lib/malakocut".into()),
+            data_dir: l.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
             flow_log,
             max_flows: l.max_flows.unwrap_or(1_000_000),
             idle_timeout: l.idle_timeout.unwrap_or(Duration::from_secs(60)),

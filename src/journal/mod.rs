@@ -15,7 +15,9 @@
 pub mod admit;
 pub mod block;
 pub mod catalogue;
+pub mod check;
 pub mod disk;
+pub mod extract;
 mod handover;
 pub mod index;
 mod keeper;

@@ -292,7 +292,7 @@ impl IndexFile {
     }
 
     /// Whether flows are hashed with this key.
-    pub(crate) fn is_of(&self, key: &IndexKey) -> bool {
+    pub fn is_of(&self, key: &IndexKey) -> bool {
         self.header.key_id == key.id()
     }
 
