@@ -3,7 +3,7 @@
 # usage: install-packages.sh build|test|bench
 set -euo pipefail
 
-build=(build-essential pkg-config clang libclang-dev libdpdk-dev)
+build=(build-essential pkg-config clang libclang-dev libdpdk-dev libpcap0.8-dev)
 test=(tcpdump tshark tcpreplay ethtool iproute2 procps util-linux)
 
 bench=(dpdk-dev softflowd nfdump argus-server argus-client libndpi-bin valgrind)

@@ -8,9 +8,11 @@
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod cli;
 pub mod config;
 pub mod event;
 pub mod export;
+pub mod filter;
 pub mod flow;
 pub mod journal;
 pub mod packet;

@@ -12,14 +12,18 @@
 //! [`retention`] deletes packets. What is at or below the published watermark is on disk, proved by
 //! checksums, and survives a kill and a power cut ([`recover`]).
 
+pub mod admit;
 pub mod block;
 pub mod catalogue;
+pub mod check;
 pub mod disk;
+pub mod extract;
 mod handover;
 pub mod index;
 mod keeper;
 pub mod live;
 pub mod pcap;
+pub mod query;
 pub mod recover;
 pub mod retention;
 mod scribe;
@@ -42,7 +46,9 @@ pub use handover::{Giver, Taker, handover};
 pub use keeper::Indexes;
 pub use scribe::Scribe;
 
+use crate::filter::FilterError;
 use crate::status::{Counters, JournalBoard, JournalStatus, Published};
+use admit::{Admission, Rules};
 use disk::RealDisk;
 use index::{IndexBuilder, IndexError, IndexKey};
 use keeper::Keeper;
@@ -58,6 +64,7 @@ pub struct JournalConfig {
     /// A file is ended before it grows larger than this, bytes.
     pub rotate_size: u64,
     pub keep: retention::Limits,
+    pub rules: Rules,
 }
 
 /// The journal cannot be kept.
@@ -69,6 +76,8 @@ pub enum JournalError {
     InUse { path: PathBuf },
     #[error(transparent)]
     Index(#[from] IndexError),
+    #[error("--pcap-filter: {0}")]
+    Filter(#[from] FilterError),
     #[error("no memory for the journal's buffers: {0}")]
     Memory(io::Error),
     #[error("the journal's thread did not start: {0}")]
@@ -169,6 +178,7 @@ impl Handle {
 
 /// Starts the journal's threads; the scribe goes to the journal's lcore.
 pub fn start(config: JournalConfig) -> Result<(Scribe, Handle), JournalError> {
+    let admission = Admission::new(&config.rules)?;
     let directory = config.directory.clone();
     let fail = |source| JournalError::Directory { path: directory.clone(), source };
     fs::create_dir_all(&directory).map_err(fail)?;
@@ -233,7 +243,7 @@ pub fn start(config: JournalConfig) -> Result<(Scribe, Handle), JournalError> {
         signals: Arc::clone(&signals),
     };
     let rotation = Rotation { size: config.rotate_size, age: Some(ROTATE_AGE) };
-    let scribe = Scribe::new(Stage::new(exchange, rotation, BUFFERS));
+    let scribe = Scribe::new(Stage::new(exchange, rotation, BUFFERS), admission);
     let monitor = Monitor { counters, board, signals };
     Ok((scribe, Handle { writer, keeper, monitor, is_live, live, _lock: lock }))
 }

@@ -7,6 +7,7 @@ use dpdk::mbuf::free_burst;
 use dpdk::memory::prefetch;
 use dpdk::{Burst, Mbuf};
 
+use super::admit::{Admission, Admit};
 use super::block::GapReason;
 use super::handover::Taker;
 use super::stage::Stage;
@@ -18,6 +19,7 @@ const AHEAD: usize = 4;
 pub struct Scribe {
     rings: Vec<Ring>,
     stage: Stage,
+    admission: Admission,
     /// For packets of several segments.
     scratch: Vec<u8>,
     /// Wait for the disk instead of dropping.
@@ -33,10 +35,11 @@ struct Ring {
 }
 
 impl Scribe {
-    pub(super) fn new(stage: Stage) -> Self {
+    pub(super) fn new(stage: Stage, admission: Admission) -> Self {
         Self {
             rings: Vec::new(),
             stage,
+            admission,
             scratch: Vec::with_capacity(1 << 18),
             waits: false,
             counters: Counters::default(),
@@ -142,7 +145,20 @@ impl Scribe {
             packet.segments().for_each(|s| self.scratch.extend_from_slice(s));
             self.scratch.as_slice()
         };
-        if self.stage.append(meta.link, ns, meta.wire_len, data).is_ok() {
+        let data = match self.admission.admit(meta.link, ns, meta.wire_len, data) {
+            Admit::Keep(n) => data.get(..n).unwrap_or(data),
+            Admit::Filtered => {
+                self.counters.add(Counter::JournalFiltered, 1);
+                return true;
+            }
+        };
+        // A driver may know less of the length on the wire than came.
+        let wire_len = meta.wire_len.max(packet.len());
+        if self.stage.append(meta.link, ns, wire_len, data).is_ok() {
+            self.admission.kept();
+            let cut = packet.len() - data.len() as u32;
+            self.counters.add(Counter::JournalCut, u64::from(cut > 0));
+            self.counters.add(Counter::JournalCutBytes, u64::from(cut));
             return true;
         }
         let refused = self.stage.is_refused();

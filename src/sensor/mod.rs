@@ -82,6 +82,9 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         Some(path) => Some(FlowLog::open(path, EventWriter::new(&config.sensor))?),
         None => None,
     };
+    if config.journal {
+        say_what_is_journaled(config);
+    }
     let journal = match config.journal {
         true => Some(journal::start(JournalConfig {
             directory: config.data_dir.join("pcap"),
@@ -91,6 +94,7 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
                 quota: config.journal_quota,
                 min_free: config.min_free,
             },
+            rules: config.journal_rules.clone(),
         })?),
         false => None,
     };
@@ -103,6 +107,21 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, begun))
+}
+
+fn say_what_is_journaled(config: &Config) {
+    let rules = &config.journal_rules;
+    match (rules.filter.as_str(), config.journal_filter_is_default) {
+        ("", _) => tracing::info!("the journal keeps every packet"),
+        (filter, true) => tracing::info!(
+            "the journal keeps what its default filter takes, {filter}; --pcap-filter \"\" keeps \
+             every packet"
+        ),
+        (filter, false) => tracing::info!("the journal keeps what its filter takes, {filter}"),
+    }
+    if let Some(bytes) = rules.cutoff {
+        tracing::info!("the journal keeps only headers of a flow after {bytes} bytes");
+    }
 }
 
 /// What SIGINT and SIGTERM do: the first asks for an orderly end, one a second later ends the

@@ -89,6 +89,9 @@ counters! {
     JournalPackets, Journal, "packets", "Packets that are safe in the journal.";
     JournalBytes, Journal, "bytes", "Bytes of the journal's pcap files, as far as they are safe.";
     JournalSegments, Journal, "segments", "Files begun.";
+    JournalFiltered, Journal, "filtered", "Packets that --pcap-filter leaves out of the journal.";
+    JournalCut, Journal, "cut", "Packets of which only headers are kept (--journal-cutoff).";
+    JournalCutBytes, Journal, "cut_bytes", "Bytes that were cut off them.";
 }
 
 const COUNT: usize = Counter::ALL.len();

@@ -486,7 +486,7 @@ impl IndexBuilder {
 
 /// SipHash-1-3 of a key's words.
 #[inline]
-pub(super) fn hash(hasher: &SipHasher13, key: &Key) -> u64 {
+pub(in crate::journal) fn hash(hasher: &SipHasher13, key: &Key) -> u64 {
     let mut bytes = [0; 40];
     for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(key.0) {
         *to = word.to_le_bytes();

@@ -7,7 +7,8 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::IndexKey;
 use super::map::{MapReader, Values};
@@ -196,9 +197,15 @@ pub(crate) struct Anchor {
     pub(crate) max_ns: u64,
 }
 
-/// An index file, open and its header checked.
+/// An index file whose header was found good.
+///
+/// The file itself is opened when something is read and closed by [`IndexFile::release`], so that
+/// thousands of indexes can be at hand.
 pub struct IndexFile {
-    file: File,
+    path: PathBuf,
+    file: Mutex<Option<Arc<File>>>,
+    /// The flow filter, where it is kept in memory.
+    filter: OnceLock<Vec<u8>>,
     header: Header,
     /// Checksums of the pages from `data` on.
     pages: Vec<u32>,
@@ -232,7 +239,33 @@ impl IndexFile {
                 return Err(Damage::Nonsense("a section outside of the file"));
             }
         }
-        Ok(Self { file, header, pages, data })
+        let file = Mutex::new(Some(Arc::new(file)));
+        Ok(Self { path: path.into(), file, filter: OnceLock::new(), header, pages, data })
+    }
+
+    /// The open file.
+    fn file(&self) -> io::Result<Arc<File>> {
+        let mut slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = &*slot {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(File::open(&self.path)?);
+        *slot = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Closes the file until something is read again.
+    pub(crate) fn release(&self) {
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Keeps the flow filter in memory; the bytes that this index then takes there.
+    pub(crate) fn keep_filter(&self) -> Result<usize, Damage> {
+        if self.filter.get().is_none() {
+            let s = self.section(Kind::Filter).unwrap_or_default();
+            let _ = self.filter.set(if s.len == 0 { Vec::new() } else { self.bytes(s)? });
+        }
+        Ok(self.filter.get().map_or(0, Vec::len) + self.pages.len() * 4)
     }
 
     pub fn packets(&self) -> u64 {
@@ -259,7 +292,7 @@ impl IndexFile {
     }
 
     /// Whether flows are hashed with this key.
-    pub(crate) fn is_of(&self, key: &IndexKey) -> bool {
+    pub fn is_of(&self, key: &IndexKey) -> bool {
         self.header.key_id == key.id()
     }
 
@@ -308,6 +341,9 @@ impl IndexFile {
 
     /// Whether the flow filter lets a hash through; true where there is no filter.
     pub(crate) fn may_hold(&self, hash: u64) -> Result<bool, Damage> {
+        if let Some(filter) = self.filter.get() {
+            return Ok(passes(filter, hash));
+        }
         let Some(section) = self.section(Kind::Filter).filter(|s| s.len >= FILTER_BLOCK as u64)
         else {
             return Ok(true);
@@ -320,12 +356,6 @@ impl IndexFile {
             *byte = cursor.byte()?;
         }
         Ok(bits.iter().all(|&bit| bytes[bit / 8] & (1 << (bit % 8)) != 0))
-    }
-
-    /// The flow filter itself, to be kept in memory.
-    pub(crate) fn filter(&self) -> Result<Vec<u8>, Damage> {
-        let Some(s) = self.section(Kind::Filter) else { return Ok(Vec::new()) };
-        self.bytes(s)
     }
 
     fn bytes(&self, s: Section) -> Result<Vec<u8>, Damage> {
@@ -395,7 +425,7 @@ impl IndexFile {
         take: &mut dyn FnMut(&[u32]),
     ) -> Result<(), Damage> {
         let Some(map) = self.map(kind) else { return Ok(()) };
-        map.range(low, high, &mut |entry| take(&entry.values))
+        map.range(low, high, &mut |values| take(&values))
     }
 
     pub(crate) fn attribute(&self, attribute: Attribute) -> Result<Vec<u32>, Damage> {
@@ -438,7 +468,7 @@ pub(super) fn filter_bits(hash: u64, blocks: usize) -> (usize, [usize; FILTER_BI
 }
 
 /// Whether a filter in memory lets a hash through.
-pub(crate) fn filter_passes(filter: &[u8], hash: u64) -> bool {
+fn passes(filter: &[u8], hash: u64) -> bool {
     if filter.len() < FILTER_BLOCK {
         return true;
     }
@@ -506,7 +536,8 @@ impl Cursor<'_> {
         let end = (start + want).min(last).min(self.file.header.file_len);
         self.buffer.resize((end - start) as usize, 0);
         self.start = start;
-        read_at(&self.file.file, &mut self.buffer, start)?;
+        let file = self.file.file()?;
+        read_at(&file, &mut self.buffer, start)?;
         let first = ((start - self.file.data) / page) as usize;
         let crcs = self.file.pages.get(first..).unwrap_or_default();
         for (n, bytes) in self.buffer.chunks(PAGE).enumerate() {

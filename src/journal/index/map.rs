@@ -108,12 +108,6 @@ pub(super) struct MapReader<'a> {
     values: Values,
 }
 
-/// An entry of a map that is being read.
-pub(super) struct Entry {
-    pub(super) key: u128,
-    pub(super) values: Vec<u32>,
-}
-
 impl<'a> MapReader<'a> {
     pub(super) fn new(file: &'a IndexFile, section: Section, wide: bool, values: Values) -> Self {
         Self { file, section, wide, values }
@@ -135,13 +129,12 @@ impl<'a> MapReader<'a> {
         self.section.offset + u64::from(self.section.groups) * self.row()
     }
 
-    /// Gives every entry whose key is in the range to `take`; `wants` may refuse a key, whose
-    /// values are then walked over.
+    /// Gives the values of every entry whose key is in the range to `take`, by ascending key.
     pub(super) fn range(
         &self,
         low: u128,
         high: u128,
-        take: &mut dyn FnMut(Entry),
+        take: &mut dyn FnMut(Vec<u32>),
     ) -> Result<(), Damage> {
         let end = self.section.offset + self.section.len;
         let table_end = self.body();
@@ -183,7 +176,7 @@ impl<'a> MapReader<'a> {
         at: u64,
         stop: u64,
         (low, high): (u128, u128),
-        take: &mut dyn FnMut(Entry),
+        take: &mut dyn FnMut(Vec<u32>),
     ) -> Result<bool, Damage> {
         let mut cursor = self.file.cursor(at, stop);
         let mut key = first;
@@ -217,7 +210,7 @@ impl<'a> MapReader<'a> {
                 }
             };
             if key >= low {
-                take(Entry { key, values });
+                take(values);
             }
         }
         Ok(true)
@@ -226,12 +219,9 @@ impl<'a> MapReader<'a> {
     /// The values of one key.
     pub(super) fn find(&self, key: u128) -> Result<Vec<u32>, Damage> {
         let mut out = Vec::new();
-        self.range(key, key, &mut |entry| {
-            if out.is_empty() {
-                out = entry.values;
-            } else {
-                out.extend(entry.values);
-            }
+        self.range(key, key, &mut |values| match out.is_empty() {
+            true => out = values,
+            false => out.extend(values),
         })?;
         Ok(out)
     }

@@ -29,7 +29,9 @@ use std::path::{Path, PathBuf};
 
 use siphasher::sip::SipHasher13;
 
+pub(super) use build::hash as hash_with;
 pub use build::{IndexBuilder, OpenIndex};
+pub(crate) use file::{Anchor, Attribute};
 pub use file::{Damage, IndexFile};
 pub use key::{Key, Kind, Posting, read};
 pub use rebuild::{FILE_HEADER, MAX_PACKET, RecordHeader, link_of, rebuild};
