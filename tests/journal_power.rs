@@ -22,7 +22,7 @@ use crossbeam_channel::{Receiver, bounded, unbounded};
 use diskio::Filler;
 use malakocut::journal::block;
 use malakocut::journal::catalogue;
-use malakocut::journal::disk::{Disk, replace};
+use malakocut::journal::disk::replace;
 use malakocut::journal::index::{self, IndexBuilder, IndexFile, IndexKey, Limits};
 use malakocut::journal::live::Live;
 use malakocut::journal::pcap::{self, RecordHeader};
@@ -328,17 +328,18 @@ struct Cuts {
 }
 
 /// One run, cut at many places.
-fn cut_a_run(seed: u64, cuts: u64, total: &mut Cuts) {
+fn cut_a_run(seed: u64, cuts: u64, lies: Faults, total: &mut Cuts) {
     let mut rng = Rng::new(seed);
     let mut run = Run::new(&mut rng, 1);
     let links = if rng.chance(20) { 2 } else { 1 };
     let faulty = rng.chance(25);
+    *run.disk.faults.lock().unwrap() = lies;
     run.go(&mut rng, 40, links);
     if faulty {
         *run.disk.faults.lock().unwrap() =
-            Faults { write: rng.pick(&[0, 5, 20]), sync: rng.pick(&[0, 10, 40]), room: None };
+            Faults { write: rng.pick(&[0, 5, 20]), sync: rng.pick(&[0, 10, 40]), ..lies };
         run.go(&mut rng, 30, links);
-        *run.disk.faults.lock().unwrap() = Faults::default();
+        *run.disk.faults.lock().unwrap() = lies;
     }
     run.go(&mut rng, 40, links);
     if rng.chance(50) {
@@ -402,7 +403,7 @@ fn no_promised_packet_is_lost_and_none_is_made_up_whenever_the_power_goes() {
     let mut total = Cuts { made: 0, repaired: 0, packets_promised: 0, torn: 0 };
     let begun = Instant::now();
     for seed in first..first + cuts.div_ceil(a_run) {
-        cut_a_run(seed, a_run, &mut total);
+        cut_a_run(seed, a_run, Faults::default(), &mut total);
     }
     println!(
         "{} cuts: {} segments repaired, {} packets promised and found, {} tails put aside, {:.1} s",
@@ -418,13 +419,14 @@ fn no_promised_packet_is_lost_and_none_is_made_up_whenever_the_power_goes() {
 #[test]
 fn what_the_disk_refuses_is_written_elsewhere_and_nothing_is_lost_that_was_taken() {
     let (mut files, mut faulty_runs) = (0, 0);
+    let honest = Faults::default();
     for seed in 0..150 {
         let mut rng = Rng::new(1_000_000 + seed);
         let mut run = Run::new(&mut rng, 1);
         for _ in 0..4 {
             run.go(&mut rng, 15, 1);
             *run.disk.faults.lock().unwrap() =
-                Faults { write: rng.pick(&[0, 10, 50]), sync: rng.pick(&[0, 20, 60]), room: None };
+                Faults { write: rng.pick(&[0, 10, 50]), sync: rng.pick(&[0, 20, 60]), ..honest };
             run.go(&mut rng, 15, 1);
             *run.disk.faults.lock().unwrap() = Faults::default();
         }
@@ -495,5 +497,17 @@ fn a_changed_byte_and_a_lost_packet_are_noticed() {
     repair_all(&disk, &run.indexes);
     assert!(disk.content(name).is_none_or(|left| left.len() < bytes.len()));
     assert!(disk.content(&companion(name, "torn")).is_some());
-    let _ = disk.list();
+}
+
+/// And a disk that confirms syncs it did not do is caught within a few cuts.
+#[test]
+fn a_disk_that_lies_about_syncs_loses_promised_packets() {
+    let lies = Faults { lies: true, ..Faults::default() };
+    let caught = std::panic::catch_unwind(|| {
+        let mut total = Cuts { made: 0, repaired: 0, packets_promised: 0, torn: 0 };
+        (1..5).for_each(|seed| cut_a_run(seed, 40, lies, &mut total));
+    });
+    let why = caught.expect_err("nobody noticed");
+    let why = why.downcast_ref::<String>().expect("a message");
+    assert!(why.contains("was promised and is lost"), "{why}");
 }

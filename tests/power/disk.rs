@@ -77,6 +77,8 @@ struct State {
 pub struct Faults {
     pub write: u64,
     pub sync: u64,
+    /// Syncs are confirmed and not done.
+    pub lies: bool,
     /// Bytes that all files together may have; beyond is no space.
     pub room: Option<u64>,
 }
@@ -339,7 +341,9 @@ impl Queue<PowerFile> for PowerQueue {
                 Some((id, Err(io::Error::from_raw_os_error(5))))
             }
             Flight::Sync { id, token } => {
-                self.disk.log(Op::SyncEnd(token));
+                if !faults.lies {
+                    self.disk.log(Op::SyncEnd(token));
+                }
                 Some((id, Ok(())))
             }
         }
@@ -486,10 +490,11 @@ impl Replay {
         let mut names = self.names.clone();
         let kept = rng.below(self.name_ops.len() as u64 + 1) as usize;
         self.name_ops.iter().take(kept).for_each(|op| apply_name(&mut names, op));
-        let old: Vec<u8> = self.files.iter().find(|f| f.durable.len() > 2000).map_or_else(
-            || (0..4096u32).map(|n| n as u8).collect(),
-            |f| f.durable.clone(),
-        );
+        let old: Vec<u8> = self
+            .files
+            .iter()
+            .find(|f| f.durable.len() > 2000)
+            .map_or_else(|| (0..4096u32).map(|n| n as u8).collect(), |f| f.durable.clone());
         let content = |id: Id, rng: &mut Rng| surviving(&self.files[id], cut, &old, rng);
         names.iter().map(|(name, &id)| (name.clone(), content(id, rng))).collect()
     }
