@@ -16,6 +16,8 @@ pub use text::strip_comments;
 /// Tags looked through.
 const TAGS: usize = 3;
 const ETHERNET: u16 = 1;
+/// What libpcap says of an expression that is always false.
+const REJECTS_ALL: &str = "rejects all packets";
 
 /// A filter expression that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,8 +31,8 @@ pub enum FilterError {
 
 /// A compiled filter for one link type.
 pub struct Filter {
-    /// The program for each number of tags, from none.
-    programs: Vec<Program>,
+    /// The program for each number of tags, from none; `None` takes nothing.
+    programs: Vec<Option<Program>>,
     /// Frames on which no program needs to be run.
     constant: Option<bool>,
 }
@@ -41,12 +43,13 @@ impl Filter {
         let plain =
             Program::compile(expression, link).map_err(|e| text::locate(expression, link, e))?;
         let constant = plain.constant();
-        let mut programs = vec![plain];
+        let mut programs = vec![Some(plain)];
         if link == ETHERNET && constant.is_none() && !text::speaks_of(expression, "vlan") {
             for tags in 1..=TAGS {
                 let behind = format!("{} and ({expression})", vec!["vlan"; tags].join(" and "));
                 match Program::compile(&behind, link) {
-                    Ok(program) => programs.push(program),
+                    Ok(program) => programs.push(Some(program)),
+                    Err(e) if e.contains(REJECTS_ALL) => programs.push(None),
                     // What cannot be asked behind a tag is asked of the frame as it is.
                     Err(_) => break,
                 }
@@ -62,7 +65,8 @@ impl Filter {
             return answer;
         }
         let tags = if self.programs.len() > 1 { tags(data, self.programs.len() - 1) } else { 0 };
-        self.programs.get(tags).is_some_and(|program| program.matches(data, wire_len))
+        let program = self.programs.get(tags).and_then(Option::as_ref);
+        program.is_some_and(|program| program.matches(data, wire_len))
     }
 
     /// Whether it takes every packet.

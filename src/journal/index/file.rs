@@ -366,6 +366,8 @@ impl IndexFile {
             out.extend_from_slice(cursor.rest());
             cursor.position += cursor.rest().len() as u64;
         }
+        // What was read ends with a page, the section need not.
+        out.truncate(s.len as usize);
         Ok(out)
     }
 

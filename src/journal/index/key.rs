@@ -14,7 +14,7 @@ const V6: u64 = 1;
 const LAYER2: u64 = 1 << 2;
 /// The IPv4 addresses of an ARP or RARP packet.
 const ARP: u64 = 1 << 3;
-/// A pair of hosts and a protocol: all their fragments.
+/// A pair of hosts and a protocol: all their fragments, and packets whose ports were not captured.
 const FRAGMENTS: u64 = 1 << 4;
 /// Frames that cannot be read, all of them.
 const OTHER: u64 = 1 << 5;
@@ -36,7 +36,7 @@ impl Key {
         Self(FlowKey::of(tuple).0.words())
     }
 
-    /// All fragments between the hosts of a tuple, whatever the ports.
+    /// All fragments between the hosts of a tuple, whatever the ports, and what has none.
     pub fn fragments(tuple: &Tuple) -> Self {
         let bare = Tuple { sport: 0, dport: 0, one_way: false, ..*tuple };
         let mut words = FlowKey::of(&bare).0.words();
@@ -132,6 +132,14 @@ pub fn read(frame: &Frame<'_>, out: &mut Posting) {
             if matches!(d.tuple.proto, proto::ICMP | proto::ICMPV6) && is_error(d) {
                 embedded(&frame, out);
             }
+        }
+        // The IP header is good: found by its hosts, and by its ports where these are there. What
+        // a filter makes of the rest is for the filter to say.
+        Err(Reject::TransportHeader | Reject::TransportCut | Reject::Ipv6Extensions) => {
+            let t = &out.decoded.tuple;
+            let key = if t.sport | t.dport != 0 { Key::flow(t) } else { Key::fragments(t) };
+            out.keys[..2].copy_from_slice(&[key, Key::UNREADABLE]);
+            out.count = 2;
         }
         Err(reason) => out.keys[0] = unrouted(&frame, reason, &out.decoded),
     }

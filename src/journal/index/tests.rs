@@ -167,6 +167,11 @@ fn addresses_ports_and_attributes_give_their_blocks() {
     assert!(index.attribute(Attribute::Protocol(6)).unwrap().is_empty());
     assert_eq!(index.attribute(Attribute::EtherType(0x0800)).unwrap().first(), Some(&0));
     let anchors = index.anchors().unwrap();
+    assert_eq!(
+        anchors.len() as u64,
+        made.len.div_ceil(1 << BLOCK_SHIFT),
+        "no rows of another section"
+    );
     for (n, (_, offset, _)) in made.packets.iter().enumerate() {
         let ns = 1_700_000_000_000_000_000 + n as u64 * 1_000_000;
         let anchor = anchors[(offset >> BLOCK_SHIFT) as usize];

@@ -56,6 +56,9 @@ impl Joined {
             from_ns,
             to_ns,
         };
+        // Each part has tags of its own.
+        let terms = super::Terms { vlan: None, ..wanted.terms.clone() };
+        let wanted = Wanted { terms, ..wanted.clone() };
         let mut posting = Box::<Posting>::default();
         for plan in plan_all(segments, &bound, report) {
             let number = plan.number;
@@ -72,7 +75,7 @@ impl Joined {
                     Ok(Some(found)) => {
                         let data = reader.data(&found);
                         read(&found.header.frame(data, link), &mut posting);
-                        out.take(&posting, wanted, found.header.timestamp_ns);
+                        out.take(&posting, &wanted, found.header.timestamp_ns);
                     }
                     Ok(None) => break,
                     Err(e) => {

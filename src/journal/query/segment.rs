@@ -411,7 +411,7 @@ impl Reader {
         });
         let resume = next.unwrap_or(self.len).max(at + 1);
         let place = format!("{}: damaged at byte {at}: {what}", self.path.display());
-        let lost = resume.min(self.len) - at;
+        let lost = resume.min(self.len).saturating_sub(at);
         self.gaps.push(Gap {
             segment: self.number,
             what: match &self.places {

@@ -270,7 +270,7 @@ impl Wanted {
                     (Some(p), Some(q), []) if a.net.is_some() && b.net.is_some() => {
                         keys.push(Key::flow(&tuple(p, q)));
                     }
-                    (None, None, &[p, q]) => {
+                    (None, None, &[p, q]) if p != q => {
                         keys.push(Key::flow(&tuple(p, q)));
                         keys.push(Key::flow(&tuple(q, p)));
                     }
@@ -288,9 +288,10 @@ impl Wanted {
         let [a, b] = &self.terms.ends;
         let pair = match (a.net, b.net, self.terms.hosts.as_slice()) {
             (Some(a), Some(b), []) => (a, b),
-            (None, None, &[a, b]) => (a, b),
+            // The same host twice says nothing of the other.
+            (None, None, &[a, b]) if a != b => (a, b),
             (Some(a), None, &[b]) | (None, Some(a), &[b])
-                if self.terms.ends.iter().all(|e| e.port.is_none()) =>
+                if a != b && self.terms.ends.iter().all(|e| e.port.is_none()) =>
             {
                 (a, b)
             }
