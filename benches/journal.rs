@@ -14,10 +14,10 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use diskio::Filler;
+use dpdk::lcore::{self, Lcore};
 use dpdk::{BURST, Burst, Eal, EalConfig, Mbuf, Memory, Mempool, Meta};
 use malakocut::journal::{self, JournalConfig, admit, retention};
 use malakocut::status::{Counter, Turn};
@@ -43,7 +43,7 @@ fn raw(directory: &Path, bytes: u64) -> f64 {
         .open(&path)
         .expect("a file system that takes O_DIRECT");
     let mut buffer = Filler::new(PIECE).unwrap();
-    let noise: Vec<u8> = (0..PIECE).map(|n| (n * 31 >> 3) as u8).collect();
+    let noise: Vec<u8> = (0..PIECE).map(|n| ((n * 31) >> 3) as u8).collect();
     buffer.push(&noise);
     buffer.publish();
     let data = buffer.share();
@@ -88,6 +88,7 @@ struct Result {
 }
 
 fn through_the_journal(
+    eal: &Eal,
     directory: &Path,
     pool: Mempool,
     frames: &Arc<Vec<Vec<u8>>>,
@@ -106,14 +107,16 @@ fn through_the_journal(
     scribe.attach(taker);
     scribe.wait_for_disk(true);
     let packets = bytes / (FRAME as u64 + 16);
-    let feeding = Arc::new(AtomicBool::new(true));
+    let affinity = lcore::affinity().unwrap();
     let feeder = {
-        let (frames, feeding) = (Arc::clone(frames), Arc::clone(&feeding));
-        std::thread::spawn(move || {
-            let (mut sent, mut burst) = (0, Burst::new());
+        let frames = Arc::clone(frames);
+        let run = move || {
+            let (mut sent, mut burst, mut stock) = (0, Burst::new(), Burst::new());
             while sent < packets {
                 while burst.len() < BURST && sent < packets {
-                    let Some(mut packet) = pool.copy_in(&frames[sent as usize * 7 % FLOWS]) else {
+                    let Some(mut packet) =
+                        pool.copy_in(&frames[sent as usize * 7 % FLOWS], &mut stock)
+                    else {
                         break;
                     };
                     let ns = 1_700_000_000_000_000_000 + sent * 700;
@@ -132,23 +135,24 @@ fn through_the_journal(
                 giver.give(&mut burst);
                 std::thread::yield_now();
             }
-            feeding.store(false, Ordering::Relaxed);
             cpu(ClockId::ThreadCPUTime)
-        })
+        };
+        lcore::spawn(eal, &Lcore { id: 1, cpus: affinity.clone() }, run).unwrap()
     };
-    let (begun, own, all) =
-        (Instant::now(), cpu(ClockId::ThreadCPUTime), cpu(ClockId::ProcessCPUTime));
-    loop {
-        match scribe.turn() {
-            Turn::End => break,
-            Turn::Busy => {}
-            // As an lcore that has nothing to do; full turns cost less than many small ones.
-            Turn::Idle => std::thread::sleep(Duration::from_micros(50)),
+    let (begun, all) = (Instant::now(), cpu(ClockId::ProcessCPUTime));
+    let run = move || {
+        loop {
+            match scribe.turn() {
+                Turn::End => break,
+                Turn::Busy => {}
+                // As an lcore that has nothing to do; full turns cost less than many small ones.
+                Turn::Idle => std::thread::sleep(Duration::from_micros(50)),
+            }
         }
-    }
-    let own = cpu(ClockId::ThreadCPUTime) - own;
-    let dropped = scribe.counters.get(Counter::JournalOverload);
-    drop(scribe);
+        (cpu(ClockId::ThreadCPUTime), scribe.counters.get(Counter::JournalOverload))
+    };
+    let scribe = lcore::spawn(eal, &Lcore { id: 0, cpus: affinity }, run).unwrap();
+    let (own, dropped) = scribe.join().unwrap();
     let written = Instant::now();
     let (counters, _) = handle.finish();
     let (took, seal) = (begun.elapsed(), written.elapsed());
@@ -187,15 +191,18 @@ fn main() {
     let scratch = tempfile::tempdir_in(directory).unwrap();
     let eal =
         Eal::init(&EalConfig { memory: Memory::Ordinary { mib: 96 }, pci: Vec::new() }).unwrap();
-    let pool = Mempool::new(&eal, "packets", 16_383, 2048).unwrap();
+    let pool = Mempool::new(&eal, "packets", 6_143, 2048).unwrap();
     let frames = Arc::new(frames());
     let mut results = Vec::new();
     for round in 0..rounds {
         // In turn first, so that neither has the warmer disk.
         let (limit, ours) = if round % 2 == 0 {
-            (raw(scratch.path(), bytes), through_the_journal(scratch.path(), pool, &frames, bytes))
+            (
+                raw(scratch.path(), bytes),
+                through_the_journal(&eal, scratch.path(), pool, &frames, bytes),
+            )
         } else {
-            let ours = through_the_journal(scratch.path(), pool, &frames, bytes);
+            let ours = through_the_journal(&eal, scratch.path(), pool, &frames, bytes);
             (raw(scratch.path(), bytes), ours)
         };
         println!(

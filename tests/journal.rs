@@ -156,7 +156,7 @@ fn repair(data: &Path) {
 #[test]
 fn a_kill_at_full_rate_loses_nothing_below_the_watermark() {
     let _one = alone();
-    let kills = std::env::var("MALAKO_KILLS").ok().and_then(|v| v.parse().ok()).unwrap_or(16u64);
+    let kills = std::env::var("MALAKO_KILLS").ok().and_then(|v| v.parse().ok()).unwrap_or(14u64);
     let dir = tempfile::tempdir().unwrap();
     let plain = fs::read(home_plain(dir.path())).unwrap();
     let known: HashSet<&[u8]> = packets(&plain).into_iter().collect();
@@ -319,7 +319,7 @@ fn retention_keeps_a_small_disk_from_filling_at_full_rate() {
     let data = mount.0.join("data");
     let args = ["--rotate-size", "8MB", "--min-free", "40", "--pcap-filter", ""];
     let sensor = Endless::start(dir.path(), &data, &args, &[]);
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(3));
     let (summary, log) = sensor.finish();
     assert_accounted(&summary);
     let kept = &summary["journal"]["kept"];
@@ -383,7 +383,7 @@ fn a_slow_disk_costs_the_journal_packets_and_capture_none() {
     fs::write(&faults, "slow").unwrap();
     let environment = [("LD_PRELOAD", library.as_str()), ("TEST_FAULTS", text(&faults))];
     let sensor = Endless::start(dir.path(), &data, &["--pcap-filter", ""], &environment);
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(3));
     let (summary, _) = sensor.finish();
     assert_accounted(&summary);
     let drops = &summary["drops"];

@@ -8,7 +8,7 @@ mod pair;
 
 use std::fs;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{events, home_plain, home_truth, number, total};
 use pair::{Pair, interrupt, run};

@@ -80,6 +80,8 @@ impl Taker {
         if let Ok(chunk) = self.input.read_chunk(n) {
             packets.extend(chunk);
         }
+        // Another core wrote them.
+        packets.iter().for_each(Mbuf::prefetch);
         if let Some(last) = packets.last() {
             self.taken_ns = last.timestamp_ns();
         }

@@ -47,17 +47,17 @@ impl<D: Disk> Indexer<D> for Indexes {
 }
 
 /// What the thread is connected to.
-pub struct Links {
-    pub seals: Receiver<Seal>,
-    pub builders: Sender<Box<IndexBuilder>>,
-    pub signals: Arc<Signals>,
-    pub live: Arc<Live>,
-    pub board: Arc<JournalBoard>,
+pub(super) struct Links {
+    pub(super) seals: Receiver<Seal>,
+    pub(super) builders: Sender<Box<IndexBuilder>>,
+    pub(super) signals: Arc<Signals>,
+    pub(super) live: Arc<Live>,
+    pub(super) board: Arc<JournalBoard>,
     /// Whether packets come at the pace of the clock.
-    pub is_live: Arc<AtomicBool>,
+    pub(super) is_live: Arc<AtomicBool>,
 }
 
-pub struct Keeper {
+pub(super) struct Keeper {
     disk: RealDisk,
     indexes: Indexes,
     links: Links,
@@ -70,7 +70,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    pub fn new(indexes: Indexes, links: Links, limits: Limits) -> Self {
+    pub(super) fn new(indexes: Indexes, links: Links, limits: Limits) -> Self {
         let first_own = links.signals.next_number.load(Ordering::Relaxed);
         Self {
             disk: RealDisk::new(&indexes.directory),
@@ -84,7 +84,7 @@ impl Keeper {
     }
 
     /// Works until the writer is gone and every segment is sealed.
-    pub fn run(&mut self) {
+    pub(super) fn run(&mut self) {
         self.look_around();
         let mut looked = None::<Instant>;
         loop {

@@ -6,6 +6,8 @@
 //! what it should have written. A kill keeps everything that had completed, and any first part of
 //! what had not.
 
+#![allow(unreachable_pub, reason = "one test binary alone has it")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::ops::Range;

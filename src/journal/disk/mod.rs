@@ -15,6 +15,7 @@ pub use queue::RealQueue;
 pub use real::{RealDisk, RealFile};
 
 /// An open file.
+#[allow(clippy::len_without_is_empty, reason = "a length of a file, asked of the disk")]
 pub trait DiskFile {
     /// Reads what is there at `at`, as much as fits; 0 at the end.
     fn read_at(&self, to: &mut [u8], at: u64) -> io::Result<usize>;

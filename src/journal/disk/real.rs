@@ -53,7 +53,7 @@ impl Disk for RealDisk {
     fn create(&self, name: &str) -> io::Result<RealFile> {
         let path = self.path(name);
         let cached = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-        let on_tmpfs = fstatfs(&cached).is_ok_and(|s| s.f_type as i64 == TMPFS);
+        let on_tmpfs = fstatfs(&cached).is_ok_and(|s| s.f_type == TMPFS);
         let direct = (!on_tmpfs).then(|| {
             let flags = OFlags::DIRECT.bits() as i32;
             OpenOptions::new().write(true).custom_flags(flags).open(&path).ok()
