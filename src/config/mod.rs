@@ -18,7 +18,7 @@ use clap::Parser;
 use crate::filter;
 use crate::journal::admit::Rules;
 
-pub use layer::{Layer, SummaryFormat, Switch};
+pub use layer::{Layer, PollMode, SummaryFormat, Switch};
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_FILE: &str = "/etc/malakocut/malakocut.toml";
@@ -55,6 +55,7 @@ pub struct Config {
     pub source: SourceConfig,
     /// `None`: one lcore on any CPU.
     pub lcores: Option<String>,
+    pub poll: PollMode,
     pub data_dir: PathBuf,
     pub flow_log: Option<PathBuf>,
     pub max_flows: usize,
@@ -148,6 +149,7 @@ impl Config {
         Ok(Self {
             source,
             lcores: l.lcores,
+            poll: l.poll.unwrap_or_default(),
             data_dir: l.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
             flow_log,
             max_flows: l.max_flows.unwrap_or(1_000_000),
@@ -275,6 +277,7 @@ mod tests {
             (&["--pcap-filter", "tcp prot 80"], "--pcap-filter: syntax error at \"prot\""),
             (&["--pcap-filter", "@/no/such/file"], "/no/such/file"),
             (&["--journal-cutoff", "some"], "--journal-cutoff"),
+            (&["--poll", "sometimes"], "--poll"),
             (&["--frobnicate"], "--frobnicate"),
             (&["stray"], "stray"),
         ] {

@@ -41,7 +41,8 @@ pub(super) struct Hot {
     /// The source's clock at the last packet.
     pub(super) last_clock: u64,
     end_ns: u64,
-    /// When the open delta is due, in coarse units, wrapping; only meaningful while there is one.
+    /// When the open delta is due, in coarse units, wrapping; only meaningful while there is one. Of a
+    /// free place, the next free one.
     delta_due: u32,
     bits: u8,
     tcp_flags: u8,
@@ -186,8 +187,15 @@ impl Hot {
         self.has(bit::IN_USE)
     }
 
-    pub(super) fn retire(&mut self) {
+    /// Ends its use; `next` is the next free place.
+    pub(super) fn retire(&mut self, next: u32) {
         self.bits = 0;
+        self.delta_due = next;
+    }
+
+    /// What [`Hot::retire`] was told.
+    pub(super) fn next_free(&self) -> u32 {
+        self.delta_due
     }
 
     pub(super) fn is_listed(&self) -> bool {
@@ -216,12 +224,17 @@ impl Hot {
         self.last_clock.saturating_add(quiet)
     }
 
-    /// Whether this packet may end the flow or its delta, so that the cold part must be asked.
+    /// Whether this packet may end the flow or its delta, so that more must be asked. `quiet_ns` is
+    /// the shortest silence that ends any flow.
     #[inline]
-    pub(super) fn needs_a_look(&self, arrival: &Arrival, timeouts: &Timeouts) -> bool {
-        let gap = arrival.timestamp_ns.saturating_sub(self.end_ns);
-        self.end_at(timeouts) <= arrival.clock_ns
-            || gap > timeouts.idle_ns
+    pub(super) fn needs_a_look(
+        &self,
+        arrival: &Arrival,
+        quiet_ns: u64,
+        timeouts: &Timeouts,
+    ) -> bool {
+        arrival.clock_ns.saturating_sub(self.last_clock) >= quiet_ns
+            || arrival.timestamp_ns.saturating_sub(self.end_ns) > timeouts.idle_ns
             || arrival.decoded.tcp.flags & tcp_flag::SYN != 0
             || (self.has(bit::DELTA_OPEN)
                 && timeouts.active_ns != 0

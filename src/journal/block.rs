@@ -257,6 +257,8 @@ pub struct Ledger {
     begun: (u64, u64),
     broken: bool,
     open: Block,
+    /// The open block, or the one before, as it was at the mark.
+    marked: Block,
 }
 
 impl Ledger {
@@ -271,6 +273,7 @@ impl Ledger {
             begun: (0, 0),
             broken: false,
             open: empty(0),
+            marked: empty(0),
         }
     }
 
@@ -294,9 +297,10 @@ impl Ledger {
         self.broken
     }
 
-    /// The record of the block that is not full, if it has any bytes.
-    pub fn partial(&self) -> Option<Block> {
-        (self.open.covered > 0).then_some(self.open)
+    /// The record of the block in which the last whole packet record ends, up to there; `None` if
+    /// that is the end of the block, whose record is among the full ones.
+    pub fn marked(&self) -> Option<Block> {
+        (self.marked.covered > 0 && self.marked.covered < self.size).then_some(self.marked)
     }
 
     /// Takes the next bytes; full blocks go to `full`.
@@ -304,16 +308,27 @@ impl Ledger {
         while !bytes.is_empty() {
             let room = (self.size - self.open.covered) as usize;
             let (part, rest) = bytes.split_at(room.min(bytes.len()));
+            let at = self.at;
             self.walk(part);
-            self.open.crc = crc32c::crc32c_append(self.open.crc, part);
-            self.open.covered += part.len() as u32;
-            self.at += part.len() as u64;
+            let whole = self.mark.end.saturating_sub(at) as usize;
+            let (to_mark, behind) = part.split_at_checked(whole).unwrap_or((part, &[]));
+            self.add(to_mark);
+            if !to_mark.is_empty() && whole <= part.len() {
+                self.marked = self.open;
+            }
+            self.add(behind);
             if self.open.covered == self.size {
                 full(self.open);
                 self.open = empty(self.open.number + 1);
             }
             bytes = rest;
         }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.open.crc = crc32c::crc32c_append(self.open.crc, bytes);
+        self.open.covered += bytes.len() as u32;
+        self.at += bytes.len() as u64;
     }
 
     /// Walks the packet records that start or end in this part of the open block.
@@ -358,4 +373,88 @@ impl Ledger {
 
 fn empty(number: u32) -> Block {
     Block { number, covered: 0, first: None, times: None, crc: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_back_and_a_damaged_or_foreign_one_is_not() {
+        let block = Block {
+            number: 1234,
+            covered: 262_144,
+            first: Some(17),
+            times: Some((1_700_000_000_000_000_123, 1_700_000_000_000_001_123)),
+            crc: 0xdead_beef,
+        };
+        let gap = Gap { reason: GapReason::NoSpace, packets: 9, from_ns: 5, to_ns: 6 };
+        for record in [
+            Record::Head(Head { block: BLOCK, boot: *b"0123456789abcdef" }),
+            Record::Block(block),
+            Record::Block(Block { first: None, times: None, ..block }),
+            Record::Gap(gap),
+            Record::Unverified { from: 1 << 33 },
+        ] {
+            let bytes = record.encode(42);
+            assert_eq!(Record::decode(&bytes, 42), Some(record));
+            assert_eq!(Record::decode(&bytes, 43), None);
+            for bit in 0..RECORD * 8 {
+                let mut damaged = bytes;
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(Record::decode(&damaged, 42), None, "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_ledger_finds_the_same_however_the_bytes_come() {
+        let mut stream = pcap::file_header(1).to_vec();
+        let mut ends = vec![stream.len() as u64];
+        for n in 0..200u32 {
+            let data = vec![n as u8; (n * 7 % 90) as usize];
+            let header = pcap::RecordHeader::new(u64::from(n) * 1000, data.len() as u32, 100);
+            stream.extend(header.encode());
+            stream.extend(data);
+            ends.push(stream.len() as u64);
+        }
+        for size in [16, 100, 1024, 1 << 20] {
+            let mut whole = (Ledger::new(size), Vec::new());
+            whole.0.take(&stream, &mut |b| whole.1.push(b));
+            for step in [1, 3, 16, 1000] {
+                let mut parts = (Ledger::new(size), Vec::new());
+                for (n, part) in stream.chunks(step).enumerate() {
+                    parts.0.take(part, &mut |b| parts.1.push(b));
+                    let at = (n * step + part.len()) as u64;
+                    let mark = parts.0.mark();
+                    let expected = ends.iter().rfind(|&&end| end <= at).copied().unwrap_or(0);
+                    assert_eq!((mark.end, parts.0.at()), (expected, at));
+                    if let Some(b) = parts.0.marked() {
+                        let start = u64::from(b.number) * u64::from(size);
+                        let bytes = &stream[start as usize..][..b.covered as usize];
+                        assert_eq!(
+                            (crc32c::crc32c(bytes), start + u64::from(b.covered)),
+                            (b.crc, expected)
+                        );
+                    }
+                }
+                assert_eq!(parts.1, whole.1, "blocks of {size}, {step} bytes at once");
+                assert_eq!(parts.0.mark(), whole.0.mark());
+            }
+            assert_eq!(whole.0.mark().packets, 200);
+        }
+    }
+
+    #[test]
+    fn a_header_that_cannot_be_one_ends_the_walk() {
+        let mut stream = pcap::file_header(1).to_vec();
+        stream.extend(pcap::RecordHeader::new(5, 2, 2).encode());
+        stream.extend([1, 2]);
+        let good = stream.len() as u64;
+        stream.extend([0; 64]);
+        let mut ledger = Ledger::new(BLOCK);
+        ledger.take(&stream, &mut |_| {});
+        assert!(ledger.is_broken());
+        assert_eq!(ledger.mark(), Mark { end: good, packets: 1, latest_ns: 5 });
+    }
 }

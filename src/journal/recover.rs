@@ -54,8 +54,9 @@ pub fn tidy<D: Disk>(disk: &D, below: u64) -> io::Result<()> {
             continue;
         };
         let stem = name.split('.').next().unwrap_or_default();
-        let has_pcap = all.iter().any(|(n, _)| n.strip_suffix(".pcap") == Some(stem));
-        let orphan = (name.ends_with(".blk") || name.ends_with(".idx")) && !has_pcap;
+        let is_data = |n: &str| [".pcap", ".torn"].iter().any(|e| n.strip_suffix(e) == Some(stem));
+        let orphan = [".blk", ".idx"].iter().any(|e| name.ends_with(e))
+            && !all.iter().any(|(n, _)| is_data(n));
         if name.ends_with(".tmp") || orphan {
             tracing::debug!("journal: {name}, left behind by segment {number}, is removed");
             disk.remove(name)?;
@@ -134,7 +135,7 @@ fn examine<F: DiskFile>(file: &F, len: u64, blocks: &Blocks, may_walk: bool) -> 
     // Once more to the mark only, for the records of what is left.
     let (mut ledger, mut all) = (Ledger::new(size), Vec::new());
     feed(file, &mut ledger, mark.end, &mut |block| all.push(block))?;
-    all.extend(ledger.partial());
+    all.extend(ledger.marked());
     Ok(Found { mark, proved: proved.min(mark.end), blocks: all })
 }
 

@@ -212,3 +212,105 @@ fn times(entry: &Entry) -> Option<(u64, u64)> {
     let blocks = block::read(&fs::read(entry.companion("blk")).ok()?, entry.number);
     blocks.times().filter(|(_, last)| *last != u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::path::Path;
+
+    use super::*;
+    use crate::journal::block::{Block, Record};
+
+    const HOUR: u64 = 3_600_000_000_000;
+    const START: u64 = 1_700_000_000_000_000_000;
+
+    /// A segment of an hour's packets, as far as retention looks.
+    fn segment(directory: &Path, number: u64, first_ns: u64, last_ns: u64) -> Entry {
+        let path = directory.join(catalogue::file_name(number, first_ns));
+        fs::write(&path, vec![7; 1000]).unwrap();
+        let times = Some((first_ns, last_ns));
+        let block = Block { number: 0, covered: 1000, first: Some(24), times, crc: 0 };
+        fs::write(path.with_extension("blk"), Record::Block(block).encode(number)).unwrap();
+        catalogue::list(directory).unwrap().into_iter().find(|e| e.number == number).unwrap()
+    }
+
+    fn limits(hours: u64, quota: Option<u64>) -> Limits {
+        Limits { age: Duration::from_nanos(hours * HOUR), quota, min_free: 0 }
+    }
+
+    fn left(directory: &Path) -> Vec<u64> {
+        catalogue::list(directory).unwrap().iter().map(|e| e.number).collect()
+    }
+
+    #[test]
+    fn what_is_older_than_the_age_goes_by_packet_time_and_no_file_of_it_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..10 {
+            segment(dir.path(), n + 1, START + n * HOUR, START + (n + 1) * HOUR);
+        }
+        let mut kept = Retention::new(dir.path().into(), limits(4, None), 100).unwrap();
+        let status = kept.enforce(0, u64::MAX, 0);
+        // The newest ends at hour 10: those that end before hour 6 go.
+        assert_eq!(left(dir.path()), [6, 7, 8, 9, 10]);
+        assert_eq!((status.segments, status.deleted, status.hours), (5, 5, 5.0));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 10);
+    }
+
+    #[test]
+    fn a_clock_set_a_year_ahead_erases_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let year = 365 * 24 * HOUR;
+        for n in 0..10 {
+            segment(dir.path(), n + 1, START + n * HOUR / 10, START + (n + 1) * HOUR / 10);
+        }
+        let mut kept = Retention::new(dir.path().into(), limits(48, None), 11).unwrap();
+        kept.set_live(true);
+        kept.enforce(START + HOUR, u64::MAX, 0);
+        // The step comes with packets of the new time, in a segment of their own.
+        kept.enforce(START + year, u64::MAX, 0);
+        let entry = segment(dir.path(), 11, START + year, START + year + HOUR / 10);
+        kept.add(&entry);
+        kept.enforce(START + year + HOUR / 5, u64::MAX, 0);
+        assert_eq!(left(dir.path()).len(), 11);
+        // Nor at the next start, nor when the clock is set back.
+        let mut kept = Retention::new(dir.path().into(), limits(48, None), 12).unwrap();
+        kept.set_live(true);
+        let entry = segment(dir.path(), 12, START + 2 * HOUR, START + 3 * HOUR);
+        kept.add(&entry);
+        let status = kept.enforce(START + 3 * HOUR, u64::MAX, 0);
+        assert_eq!(left(dir.path()).len(), 12);
+        assert!(status.hours < 3.0, "{status:?}");
+    }
+
+    #[test]
+    fn the_quota_takes_the_oldest_and_never_what_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..10 {
+            segment(dir.path(), n + 1, START + n * HOUR / 10, START + (n + 1) * HOUR / 10);
+        }
+        let mut kept = Retention::new(dir.path().into(), limits(48, Some(4500)), 100).unwrap();
+        let status = kept.enforce(0, 10, 1000);
+        assert_eq!(left(dir.path()), [8, 9, 10]);
+        assert!(status.bytes <= 4500, "{status:?}");
+        kept.limits.quota = Some(0);
+        kept.enforce(0, 10, 1000);
+        assert_eq!(left(dir.path()), [10]);
+    }
+
+    #[test]
+    fn a_reader_reads_a_deleted_segment_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..3 {
+            segment(dir.path(), n + 1, START + n * HOUR, START + (n + 1) * HOUR);
+        }
+        let mut reader = fs::File::open(dir.path().join(catalogue::file_name(1, START))).unwrap();
+        let mut start = [0; 100];
+        reader.read_exact(&mut start).unwrap();
+        let mut kept = Retention::new(dir.path().into(), limits(1, None), 100).unwrap();
+        kept.enforce(0, u64::MAX, 0);
+        assert_eq!(left(dir.path()), [2, 3]);
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest.len(), 900);
+    }
+}

@@ -324,20 +324,34 @@ impl<D: Disk> Writer<D> {
         let mark = segment.safe();
         self.counters.add(Counter::JournalPackets, mark.packets - before.packets);
         self.counters.add(Counter::JournalBytes, mark.end - before.end);
-        self.links.board.watermark(segment.link, segment.number, mark.end, mark.latest_ns);
         self.limbo.extend(segment.release());
-        tracing::debug!(
-            "journal watermark: segment {} offset {} time {}",
-            segment.number,
-            mark.end,
-            mark.latest_ns
-        );
+        let link = segment.link;
+        self.publish(link);
         if let Some(refusal) = self.refusing.take() {
             self.links.signals.refused.store(false, Ordering::Relaxed);
             tracing::info!(
                 "journal {}: it writes again, after {:.1} s",
                 self.place,
                 refusal.since.elapsed().as_secs_f64()
+            );
+        }
+    }
+
+    /// Publishes how far the oldest unfinished file of a link type is safe: all before it are, as a
+    /// whole.
+    fn publish(&self, link: u16) {
+        let open = self.segments.iter().filter(|s| s.link == link);
+        let Some(oldest) = open.min_by_key(|s| s.number) else { return };
+        let mark = oldest.safe();
+        if mark.packets == 0 {
+            return;
+        }
+        if self.links.board.watermark(link, oldest.number, mark.end, mark.latest_ns) {
+            tracing::debug!(
+                "journal watermark: segment {} offset {} time {}",
+                oldest.number,
+                mark.end,
+                mark.latest_ns
             );
         }
     }
@@ -386,6 +400,7 @@ impl<D: Disk> Writer<D> {
             }
             None => self.links.live.end(segment.number),
         }
+        self.publish(segment.link);
     }
 
     /// The process ends and the disk takes nothing: what is left is lost, and counted.

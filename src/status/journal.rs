@@ -55,15 +55,16 @@ impl JournalBoard {
         out
     }
 
-    pub fn watermark(&self, link: u16, segment: u64, offset: u64, time_ns: u64) {
-        self.update(|s| {
-            let new = Watermark { link, segment, offset, time_ns };
-            match s.watermarks.iter_mut().find(|w| w.link == link) {
-                Some(old) if (old.segment, old.offset) < (segment, offset) => *old = new,
-                Some(_) => {}
-                None => s.watermarks.push(new),
-            }
-        });
+    /// Moves a link type's watermark on; false if it is there already.
+    pub fn watermark(&self, link: u16, segment: u64, offset: u64, time_ns: u64) -> bool {
+        let new = Watermark { link, segment, offset, time_ns };
+        let mut status = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match status.watermarks.iter_mut().find(|w| w.link == link) {
+            Some(old) if (old.segment, old.offset) < (segment, offset) => *old = new,
+            Some(_) => return false,
+            None => status.watermarks.push(new),
+        }
+        true
     }
 
     pub fn update(&self, change: impl FnOnce(&mut JournalStatus)) {

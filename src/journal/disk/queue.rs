@@ -41,11 +41,7 @@ enum Way {
 
 impl RealQueue {
     pub(super) fn new() -> Self {
-        // For tests and for comparison; a kernel that refuses io_uring has the same effect.
-        let allowed = std::env::var_os("MALAKO_NO_IO_URING").is_none();
-        let ring =
-            if allowed { Ring::new(ENTRIES) } else { Err(io::ErrorKind::Unsupported.into()) };
-        let way = match ring {
+        let way = match Ring::new(ENTRIES) {
             Ok(ring) => Way::Uring(Box::new(ring)),
             Err(e) => {
                 tracing::info!("the journal writes by threads, since io_uring is refused: {e}");

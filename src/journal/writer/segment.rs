@@ -368,10 +368,11 @@ impl<F: DiskFile + Clone> Segment<F> {
         }
     }
 
-    /// Appends the block records and starts both syncs.
+    /// Appends the block records and starts both syncs. The last record covers just what the mark
+    /// promises, so that it proves that also when the file is cut there.
     pub(super) fn start_sync(&mut self, ids: [u64; 2], queue: &mut impl Queue<F>) {
         let Some(files) = &mut self.files else { return };
-        let blocks = self.full.drain(..).chain(self.ledger.partial()).map(Record::Block);
+        let blocks = self.full.drain(..).chain(self.ledger.marked()).map(Record::Block);
         let records = self.gaps.iter().map(|gap| Record::Gap(*gap)).chain(blocks);
         let bytes: Vec<u8> = records.flat_map(|r| r.encode(self.number)).collect();
         self.want = 0;
