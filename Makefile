@@ -31,6 +31,7 @@ bench: build
 	$(CARGO) bench --locked --bench packet_path -- $(CAPTURE)
 	$(CARGO) bench --locked --bench hand_over
 	$(CARGO) bench --locked --bench journal
+	$(CARGO) bench --locked --bench journal_query
 
 bench-check: toolchain
 	@scripts/install-packages.sh bench

@@ -119,7 +119,10 @@ fn a_conversation_comes_out_as_tcpdump_would_have_it() {
     assert_eq!(extract(&j.data, &swapped), want, "either way round");
     for (args, filter) in [
         (&["--ip", "192.168.1.41"][..], "host 192.168.1.41"),
-        (&["--ip", "192.168.1.0/24", "--port", "53"], "net 192.168.1.0/24 and port 53"),
+        (
+            &["--ip", "192.168.1.0/24", "--port", "53"],
+            "net 192.168.1.0/24 and (port 53 or ip[6:2] & 0x1fff != 0)",
+        ),
         (&["--port", "53", "--proto", "udp"], "udp port 53"),
         (&["--filter", "arp or icmp"], "arp or icmp"),
         (
@@ -457,8 +460,11 @@ fn behind_the_cutoff_only_headers_are_kept() {
         assert!(kept.data.len() >= whole.data.len().min(42), "headers stay");
     }
     let big = extract(&j.data, &["--src", "192.168.1.30", "--sport", "40837"]);
-    let whole_ones: usize =
-        big.iter().filter(|p| p.data.len() as u32 == p.wire_len).map(|p| p.data.len()).sum();
+    let whole_ones: usize = big
+        .iter()
+        .filter(|p| p.data.len() as u32 == p.wire_len && p.wire_len > 200)
+        .map(|p| p.data.len())
+        .sum();
     assert!((50_000..150_000).contains(&whole_ones), "{whole_ones}");
     assert!(cli(&["journal", "verify", "--data-dir", text(&j.data)]).code == Some(0));
 }

@@ -180,7 +180,11 @@ impl Extract {
         if self.count {
             println!("{}", answer.report().packets);
         }
-        Ok(self.report(answer.report(), begun.elapsed()))
+        let took = begun.elapsed();
+        if !self.quiet {
+            say_losses(&journal, &query);
+        }
+        Ok(self.report(answer.report(), took))
     }
 
     fn format(&self) -> Format {
@@ -265,6 +269,25 @@ impl Extract {
             );
         }
         if report.is_complete() { Outcome::Done } else { Outcome::Incomplete }
+    }
+}
+
+/// Says what of the window was never journaled.
+fn say_losses(journal: &Journal, query: &Query) {
+    let losses = journal.losses(query.from_ns, query.to_ns).unwrap_or_default();
+    let lost: u64 = losses.iter().map(|l| u64::from(l.packets)).sum();
+    let (from, to) = (losses.iter().map(|l| l.from_ns).min(), losses.iter().map(|l| l.to_ns).max());
+    if let (Some(from), Some(to)) = (from, to) {
+        let mut reasons: Vec<&str> = losses.iter().map(|l| l.reason.name()).collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        eprintln!(
+            "malakocut-cli: {} of all traffic were received and not journaled between {} and {} ({})",
+            text::count(lost, "packet"),
+            time::show(from),
+            time::show(to),
+            reasons.join(", ")
+        );
     }
 }
 

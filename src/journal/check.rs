@@ -34,30 +34,31 @@ pub fn segment(entry: &Entry, key: Option<&IndexKey>) -> io::Result<Found> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Blocks::default(),
         Err(e) => return Err(e),
     };
-    let end = walk(&file, len, &mut out)?;
+    walk(&file, len, &mut out)?;
     checksums(&file, len, &blocks, &mut out)?;
     if let Some(from) = blocks.unverified_from.filter(|_| out.is_sealed) {
         // It says so itself; the bytes may be good.
         tracing::debug!("{}: no checksum proved byte {from} on", entry.path.display());
     }
-    out.only_tail = out.problems.len() == 1 && end < len && !out.is_sealed;
+    out.only_tail &= out.problems.len() == 1;
     if out.is_sealed {
         index(entry, len, key, &mut out);
     }
     Ok(out)
 }
 
-/// Walks the packet records; where they end.
-fn walk(file: &File, len: u64, out: &mut Found) -> io::Result<u64> {
+/// Walks the packet records.
+fn walk(file: &File, len: u64, out: &mut Found) -> io::Result<()> {
     let mut header = [0; FILE_HEADER as usize];
     if len < FILE_HEADER {
         out.problems.push("the file ends within its header".into());
-        return Ok(0);
+        out.only_tail = true;
+        return Ok(());
     }
     file.read_exact_at(&mut header, 0)?;
     if link_of(&header).is_none() {
         out.problems.push("it does not begin like a segment".into());
-        return Ok(0);
+        return Ok(());
     }
     let (mut at, mut buffer, mut start) = (FILE_HEADER, Vec::new(), 0);
     while at < len {
@@ -70,23 +71,27 @@ fn walk(file: &File, len: u64, out: &mut Found) -> io::Result<u64> {
         let head = buffer.get((at - start) as usize..).and_then(|b| b.first_chunk::<16>());
         let Some(head) = head else {
             out.problems.push(format!("the file ends within a record, at byte {at}"));
-            return Ok(at);
+            out.only_tail = true;
+            return Ok(());
         };
         let zeros = head.iter().all(|b| *b == 0);
         match RecordHeader::parse(head).filter(|_| !zeros) {
             Some(record) if at + record.size() <= len => at += record.size(),
             Some(_) => {
                 out.problems.push(format!("the file ends within a record, at byte {at}"));
-                return Ok(at);
+                out.only_tail = true;
+                return Ok(());
             }
             None => {
                 out.problems.push(format!("no packet record at byte {at}"));
-                return Ok(at);
+                // Room that is not written yet.
+                out.only_tail = zeros;
+                return Ok(());
             }
         }
         out.packets += 1;
     }
-    Ok(at)
+    Ok(())
 }
 
 /// Holds the blocks against their records.

@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::filter::{Filter, FilterError};
+use crate::journal::block;
 use crate::journal::catalogue::{self, Entry};
 use crate::journal::index::{IndexFile, IndexKey, Posting, read};
 use crate::journal::live::Live;
@@ -212,6 +213,25 @@ impl Journal {
                 segment::Places::Runs(_) => out.packets = None,
             }
             out.bytes += plan.bytes(asked.mean);
+        }
+        Ok(out)
+    }
+
+    /// Packets of a window that were received and not journaled, as the block records say it.
+    pub fn losses(&self, from_ns: u64, to_ns: u64) -> Result<Vec<block::Gap>, QueryError> {
+        let fail = |source| QueryError::Directory { path: self.directory.clone(), source };
+        let entries = catalogue::list(&self.directory).map_err(fail)?;
+        let ends = entries.iter().skip(1).map(|e| e.first_ns).chain([u64::MAX]);
+        let mut out = Vec::new();
+        for (entry, end) in entries.iter().zip(ends) {
+            let slack = segment::SLACK_NS;
+            let near = entry.first_ns <= to_ns.saturating_add(slack)
+                && end.saturating_add(slack) >= from_ns;
+            // One that is gone by now has nothing to say.
+            if let (true, Ok(bytes)) = (near, fs::read(entry.companion("blk"))) {
+                let gaps = block::read(&bytes, entry.number).gaps;
+                out.extend(gaps.into_iter().filter(|g| g.from_ns <= to_ns && g.to_ns >= from_ns));
+            }
         }
         Ok(out)
     }
