@@ -9,10 +9,12 @@
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod cli;
 pub mod config;
 pub mod detect;
 pub mod event;
 pub mod export;
+pub mod filter;
 pub mod flow;
 pub mod gomon;
 pub mod journal;

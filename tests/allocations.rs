@@ -41,7 +41,7 @@ fn no_allocation_per_packet_in_steady_state() {
     let second = 1_000_000_000;
     let timeouts = Timeouts { idle_ns: 60 * second, active_ns: 30 * second };
     let (events_tx, mut events) = RingBuffer::new(1 << 14);
-    let (journal_tx, mut journal) = RingBuffer::new(4096);
+    let (journal_tx, mut journal) = malakocut::journal::handover(4096);
     let input = Input::Source(Source::File(source));
     let mut worker = Worker::new(
         input,
@@ -54,8 +54,10 @@ fn no_allocation_per_packet_in_steady_state() {
         let mut seen = 0;
         while worker.counters.get(Counter::Packets) < until {
             assert_ne!(worker.turn(false), Turn::End);
-            let n = journal.slots();
-            journal.read_chunk(n).unwrap().into_iter().for_each(drop);
+            while journal.waiting() > 0 {
+                let mut burst = dpdk::Burst::new();
+                journal.take(&mut burst);
+            }
             let n = events.slots();
             seen += n;
             events.read_chunk(n).unwrap().commit_all();

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot run fails")]
 
 mod common;
+mod pair;
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::packets::Capture;
-use common::veth::{Pair, run};
+use pair::{Pair, run};
 use serde_json::Value;
 
 /// One at a time: two senders on a small machine would measure each other.

@@ -4,46 +4,17 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot run fails")]
 
 mod common;
+mod pair;
 
 use std::fs;
-use std::path::Path;
-use std::process::{Child, Stdio};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::veth::{Pair, run};
-use common::{Run, events, home_plain, home_truth, number, total};
+use common::{events, home_plain, home_truth, number, total};
+use pair::{Pair, interrupt, run};
 
 /// One at a time: two senders on a small machine would measure each other.
 static ONE: Mutex<()> = Mutex::new(());
-
-/// Starts the sensor on `mirror` and waits until it listens.
-fn start(pair: &Pair, dir: &Path, args: &[&str]) -> Child {
-    let mut child = pair
-        .command(common::BINARY)
-        .args(["--summary", "json", "--data-dir", dir.to_str().unwrap()])
-        .args(args)
-        .stdout(Stdio::piped())
-        .stderr(fs::File::create(dir.join("stderr")).unwrap())
-        .spawn()
-        .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !fs::read_to_string(dir.join("stderr")).unwrap().contains("receive queue") {
-        assert!(
-            child.try_wait().unwrap().is_none(),
-            "{}",
-            fs::read_to_string(dir.join("stderr")).unwrap()
-        );
-        assert!(Instant::now() < deadline, "it does not start");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    child
-}
-
-fn interrupt(child: Child) -> Run {
-    assert!(run("kill", &["-INT", &child.id().to_string()]));
-    Run::of(child.wait_with_output().unwrap()).ok()
-}
 
 #[test]
 fn every_packet_is_accounted_for_and_whole() {
@@ -56,7 +27,7 @@ fn every_packet_is_accounted_for_and_whole() {
         let log = dir.path().join("flows");
         let args =
             ["--interface", "mirror", "--lcores", lcores, "--flow-log", log.to_str().unwrap()];
-        let child = start(&pair, dir.path(), &args);
+        let child = pair.start(dir.path(), &args);
         pair.replay(&capture, loops);
         let summary = interrupt(child).summary();
         let sent = u64::from(loops) * number(&truth, "packets");
@@ -93,7 +64,7 @@ fn several_queue_pairs_are_all_read_and_flows_stay_together() {
     let log = dir.path().join("flows");
     let device = "net_af_packet0,iface=mirror,qpairs=2,blocksz=1048576,framesz=2048,framecnt=8192";
     let args = ["--vdev", device, "--lcores", "0@0,1@0,2@0", "--flow-log", log.to_str().unwrap()];
-    let child = start(&pair, dir.path(), &args);
+    let child = pair.start(dir.path(), &args);
     pair.replay(&capture, 1);
     let summary = interrupt(child).summary();
     let lost = total(&summary["drops"]);
@@ -112,7 +83,7 @@ fn what_the_kernel_drops_is_counted_though_the_driver_never_says() {
     let capture = home_plain(dir.path());
     // A ring of 512 frames, and a sensor that stands still while 13,183 come.
     let device = "net_af_packet0,iface=mirror,blocksz=4096,framesz=2048,framecnt=512";
-    let child = start(&pair, dir.path(), &["--vdev", device, "--journal", "off"]);
+    let child = pair.start(dir.path(), &["--vdev", device, "--journal", "off"]);
     assert!(run("kill", &["-STOP", &child.id().to_string()]));
     pair.replay(&capture, 1);
     assert!(run("kill", &["-CONT", &child.id().to_string()]));
@@ -149,7 +120,7 @@ fn a_frame_larger_than_the_ring_is_counted_as_truncated() {
         ("net_af_packet0,iface=mirror", 10),
         ("net_af_packet0,iface=mirror,blocksz=1048576,framesz=16384,framecnt=1024", 0),
     ] {
-        let child = start(&pair, dir.path(), &["--vdev", device]);
+        let child = pair.start(dir.path(), &["--vdev", device]);
         pair.replay(&capture, 10);
         let summary = interrupt(child).summary();
         assert_eq!((number(&summary, "packets"), number(&summary, "truncated")), (10, truncated));
@@ -172,7 +143,7 @@ fn the_interface_is_put_back_as_it_was() {
         (flags.contains(",UP"), promiscuity, pair.output("ethtool", &["-k", "mirror"]))
     };
     let before = state();
-    let child = start(&pair, dir.path(), &["--interface", "mirror", "--journal", "off"]);
+    let child = pair.start(dir.path(), &["--interface", "mirror", "--journal", "off"]);
     let during = state();
     assert!(
         during.0 && during.1 != '0' && during.2.contains("generic-receive-offload: off"),
@@ -181,7 +152,7 @@ fn the_interface_is_put_back_as_it_was() {
     interrupt(child);
     assert_eq!(before, state());
     // Even a killed sensor does not leave the interface promiscuous.
-    let mut child = start(&pair, dir.path(), &["--interface", "mirror", "--journal", "off"]);
+    let mut child = pair.start(dir.path(), &["--interface", "mirror", "--journal", "off"]);
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(state().1, '0');
@@ -195,7 +166,7 @@ fn without_a_source_it_is_enp3s0() {
     let capture = home_plain(dir.path());
     pair.output("ip", &["link", "set", "mirror", "down"]);
     pair.output("ip", &["link", "set", "mirror", "name", "enp3s0"]);
-    let child = start(&pair, dir.path(), &["--lcores", "0@0,1@0"]);
+    let child = pair.start(dir.path(), &["--lcores", "0@0,1@0"]);
     pair.replay(&capture, 1);
     let summary = interrupt(child).summary();
     let lost = total(&summary["drops"]);
@@ -206,7 +177,7 @@ fn without_a_source_it_is_enp3s0() {
 fn idle_percent(pair: &Pair, options: &[&str]) -> f64 {
     let dir = tempfile::tempdir().unwrap();
     let args = [&["--interface", "mirror", "--journal", "off"], options].concat();
-    let child = start(pair, dir.path(), &args);
+    let child = pair.start(dir.path(), &args);
     let ticks = || -> u64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();

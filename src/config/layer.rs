@@ -97,13 +97,34 @@ pub struct Layer {
     #[arg(long, value_name = "S", value_parser = units::seconds)]
     #[serde(deserialize_with = "units::de_seconds")]
     pub active_timeout: Option<Duration>,
-    /// Keep every packet in DATA/pcap [default: on, but off with --read]
+    /// Keep packets in DATA/pcap [default: on, but off with --read]
     #[arg(long, value_name = "on|off", hide_possible_values = true)]
     pub journal: Option<Switch>,
     /// Size at which the journal begins a new file, such as 500MB [default: 500MB]
     #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
     #[serde(deserialize_with = "units::de_bytes")]
     pub rotate_size: Option<u64>,
+    /// How long packets are kept, such as 48h, 90m or 7d [default: 48h]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    #[serde(deserialize_with = "units::de_duration")]
+    pub retention: Option<Duration>,
+    /// Largest size of the journal, such as 500GB; the oldest files go first [default: none]
+    #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
+    #[serde(deserialize_with = "units::de_bytes")]
+    pub journal_quota: Option<u64>,
+    /// Part of the journal's file system that is kept free by deleting the oldest files
+    /// [default: 10]
+    #[arg(long, value_name = "PERCENT", value_parser = units::percent)]
+    #[serde(deserialize_with = "units::de_percent")]
+    pub min_free: Option<u8>,
+    /// Packets that the journal keeps, in the syntax of pcap-filter(7), or @FILE; "" keeps all
+    /// [default: without web, games and mDNS, see configs/journal.bpf; all with --read]
+    #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
+    pub pcap_filter: Option<String>,
+    /// Bytes of a flow after which the journal keeps headers only, such as 1MB [default: none]
+    #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
+    #[serde(deserialize_with = "units::de_bytes")]
+    pub journal_cutoff: Option<u64>,
     /// Print totals at the end, on standard output [default: text with --read]
     #[arg(long, value_name = "text|json", hide_possible_values = true)]
     pub summary: Option<SummaryFormat>,
@@ -181,6 +202,11 @@ impl Layer {
             active_timeout: self.active_timeout.or(lower.active_timeout),
             journal: self.journal.or(lower.journal),
             rotate_size: self.rotate_size.or(lower.rotate_size),
+            retention: self.retention.or(lower.retention),
+            journal_quota: self.journal_quota.or(lower.journal_quota),
+            min_free: self.min_free.or(lower.min_free),
+            pcap_filter: self.pcap_filter.or(lower.pcap_filter),
+            journal_cutoff: self.journal_cutoff.or(lower.journal_cutoff),
             summary: self.summary.or(lower.summary),
             sensor: self.sensor.or(lower.sensor),
             debug: self.debug || lower.debug,

@@ -189,7 +189,20 @@ pub fn community_id(key: &FlowKey, seed: u16) -> String {
     community_id_text(key, seed).into_iter().map(char::from).collect()
 }
 
+/// The digest in a community id that is written out.
+pub fn parse_community_id(text: &str) -> Option<[u8; 20]> {
+    STANDARD.decode(text.strip_prefix("1:")?).ok()?.try_into().ok()
+}
+
 fn community_id_text(key: &FlowKey, seed: u16) -> [u8; 30] {
+    let mut id = *b"1:                            ";
+    // Twenty bytes are twenty-eight characters.
+    let _ = STANDARD.encode_slice(community_digest(key, seed), &mut id[2..]);
+    id
+}
+
+/// The SHA-1 that a flow's Community ID stands for.
+pub fn community_digest(key: &FlowKey, seed: u16) -> [u8; 20] {
     let mut hash = Sha1::new();
     hash.update(seed.to_be_bytes());
     // The key's order is the specification's: by address, then by port, one-way ICMP as sent.
@@ -204,10 +217,7 @@ fn community_id_text(key: &FlowKey, seed: u16) -> [u8; 30] {
         hash.update(key.port_a().to_be_bytes());
         hash.update(key.port_b().to_be_bytes());
     }
-    let mut id = *b"1:                            ";
-    // Twenty bytes are twenty-eight characters.
-    let _ = STANDARD.encode_slice(hash.finalize(), &mut id[2..]);
-    id
+    hash.finalize().into()
 }
 
 /// The name of an IP protocol as events carry it.

@@ -7,7 +7,7 @@ mod json;
 
 use crate::packet::{FlowKey, Vlans};
 
-pub use json::{EventWriter, community_id, protocol_name};
+pub use json::{EventWriter, community_digest, community_id, parse_community_id, protocol_name};
 
 /// Packets and bytes of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

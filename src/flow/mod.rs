@@ -413,7 +413,7 @@ impl<H: Hint> FlowTable<H> {
             key: *key,
             orig_is_a: opened == from_a,
             flipped: !opened,
-            id: flow_id(key, arrival),
+            id: birth_id(key, arrival),
             arrival,
         };
         let place = match self.slab.take_free() {
@@ -591,23 +591,25 @@ fn secrets(seed: u64) -> [u64; 5] {
     })
 }
 
-fn bytes(key: &FlowKey) -> [u8; 40] {
-    let mut out = [0; 40];
-    for (to, word) in out.as_chunks_mut::<8>().0.iter_mut().zip(key.words()) {
-        *to = word.to_le_bytes();
-    }
-    out
+fn birth_id(key: &FlowKey, arrival: &Arrival) -> u64 {
+    let d = &arrival.decoded;
+    flow_id(&key.words(), arrival.timestamp_ns, opening(d.tcp.flags, d.tcp.seq))
 }
 
-/// The same for the same packets in any run: of the key, the start, and what sets apart two
-/// connections that start at one moment.
-fn flow_id(key: &FlowKey, arrival: &Arrival) -> u64 {
-    let d = &arrival.decoded;
-    let syn = if d.tcp.flags & tcp_flag::SYN != 0 { d.tcp.seq } else { 0 };
+/// What sets apart two connections that start at one moment: a SYN's sequence number.
+pub fn opening(tcp_flags: u8, seq: u32) -> u32 {
+    if tcp_flags & tcp_flag::SYN != 0 { seq } else { 0 }
+}
+
+/// The id of a flow whose first packet has this key, time and [`opening`]: the same for the same
+/// packets in any run.
+pub fn flow_id(key: &[u64; 5], timestamp_ns: u64, opening: u32) -> u64 {
     let mut all = [0; 52];
-    all[..40].copy_from_slice(&bytes(key));
-    all[40..48].copy_from_slice(&arrival.timestamp_ns.to_le_bytes());
-    all[48..].copy_from_slice(&syn.to_le_bytes());
+    for (to, word) in all.as_chunks_mut::<8>().0.iter_mut().zip(key) {
+        *to = word.to_le_bytes();
+    }
+    all[40..48].copy_from_slice(&timestamp_ns.to_le_bytes());
+    all[48..].copy_from_slice(&opening.to_le_bytes());
     rapidhash_v3_nano_inline::<true, false>(&all, &DEFAULT_RAPID_SECRETS)
 }
 

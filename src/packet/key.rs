@@ -119,6 +119,11 @@ impl FlowKey {
         self.rest & ONE_WAY != 0
     }
 
+    /// The key that has these words.
+    pub fn from_words([a0, a1, b0, b1, rest]: [u64; 5]) -> Self {
+        Self { a: Addr(a0, a1), b: Addr(b0, b1), rest }
+    }
+
     /// The key's words, for hashing.
     #[inline]
     pub fn words(&self) -> [u64; 5] {

@@ -28,7 +28,7 @@ use crate::detect::watch::{self, Watched, Watches};
 use crate::event::{EventWriter, FlowEvent};
 use crate::export::{FlowLog, OpenLogError};
 use crate::flow::{FlowTable, Timeouts};
-use crate::journal::{self, JournalConfig, JournalError, Scribe, Writer};
+use crate::journal::{self, JournalConfig, JournalError, Scribe, retention};
 use crate::status::{Counter, Counters, Group, Published};
 use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
 use alerts::Alerts;
@@ -95,10 +95,19 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         ),
         None => None,
     };
+    if config.journal {
+        say_what_is_journaled(config);
+    }
     let journal = match config.journal {
         true => Some(journal::start(JournalConfig {
             directory: config.data_dir.join("pcap"),
             rotate_size: config.rotate_size,
+            keep: retention::Limits {
+                age: config.retention,
+                quota: config.journal_quota,
+                min_free: config.min_free,
+            },
+            rules: config.journal_rules.clone(),
         })?),
         false => None,
     };
@@ -111,6 +120,21 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, begun))
+}
+
+fn say_what_is_journaled(config: &Config) {
+    let rules = &config.journal_rules;
+    match (rules.filter.as_str(), config.journal_filter_is_default) {
+        ("", _) => tracing::info!("the journal keeps every packet"),
+        (filter, true) => tracing::info!(
+            "the journal keeps what its default filter takes, {filter}; --pcap-filter \"\" keeps \
+             every packet"
+        ),
+        (filter, false) => tracing::info!("the journal keeps what its filter takes, {filter}"),
+    }
+    if let Some(bytes) = rules.cutoff {
+        tracing::info!("the journal keeps only headers of a flow after {bytes} bytes");
+    }
 }
 
 /// What SIGINT and SIGTERM do: the first asks for an orderly end, one a second later ends the
@@ -169,7 +193,7 @@ struct Running {
     lcores: Vec<(u32, Thread<LcoreReport>, Arc<Published>)>,
     events: Vec<Consumer<FlowEvent>>,
     watches: Option<Watches>,
-    writer: Option<Writer>,
+    journal: Option<journal::Handle>,
     shared: Arc<Shared>,
     workers: usize,
 }
@@ -179,12 +203,12 @@ impl Running {
         config: &Config,
         lcores: &[Lcore],
         started: Started,
-        journal: Option<(Scribe, Writer)>,
+        journal: Option<(Scribe, journal::Handle)>,
     ) -> Result<Self, RunError> {
         let Started { eal, inputs, queues } = started;
         let (queue_count, spread) = queues.shape();
         let plan = Plan::new(lcores.len(), queue_count, spread, journal.is_some());
-        let (mut scribe, writer) = journal.unzip();
+        let (mut scribe, journal) = journal.unzip();
         let mut tasks: Vec<Vec<Task>> = lcores.iter().map(|_| Vec::new()).collect();
         let mut events = Vec::new();
         let mut links = Vec::new();
@@ -199,13 +223,13 @@ impl Running {
             let table =
                 FlowTable::new(config.max_flows.div_ceil(workers), timeouts, seed(), Machine);
             let (event_tx, event_rx) = RingBuffer::new(EVENT_RING);
-            let journal = scribe.as_mut().map(|scribe| {
-                let (tx, rx) = RingBuffer::new(JOURNAL_RING);
+            let giver = scribe.as_mut().map(|scribe| {
+                let (tx, rx) = journal::handover(JOURNAL_RING);
                 scribe.attach(rx);
                 tx
             });
             events.push(event_rx);
-            let mut worker = Worker::new(input, table, event_tx, journal);
+            let mut worker = Worker::new(input, table, event_tx, giver);
             if !config.watch.is_empty() {
                 let (watcher, link) = watch::connect(&config.watch, waits, seed());
                 worker.watch(watcher);
@@ -217,6 +241,9 @@ impl Running {
         }
         if let (Some(mut scribe), Some(at)) = (scribe, plan.scribe) {
             scribe.wait_for_disk(waits);
+            if let Some(journal) = &journal {
+                journal.set_live(!waits);
+            }
             if let Some(tasks) = tasks.get_mut(at) {
                 tasks.push(Task::Scribe(Box::new(scribe)));
             }
@@ -233,7 +260,7 @@ impl Running {
         }
         let watches =
             (!links.is_empty()).then(|| Watches::new(config.watch.clone(), links, seed()));
-        Ok(Self { inputs, lcores: threads, events, watches, writer, shared, workers })
+        Ok(Self { inputs, lcores: threads, events, watches, journal, shared, workers })
     }
 
     /// Takes events in until every lcore has ended.
@@ -280,8 +307,8 @@ impl Running {
     fn warn_of_losses(&mut self, lost_before: &mut u64) {
         let mut now = self.inputs.losses();
         self.lcores.iter().for_each(|(_, _, board)| now.merge(&board.load()));
-        if let Some(writer) = &self.writer {
-            now.merge(&writer.published().load());
+        if let Some(journal) = &self.journal {
+            now.merge(&journal.monitor().counters());
         }
         let lost = now.sum(Group::Drop);
         if lost > *lost_before {
@@ -318,9 +345,11 @@ impl Running {
                  they are in the rates of the window, not in those of a destination"
             );
         }
-        if let Some(writer) = self.writer {
-            counters.merge(&writer.finish());
-        }
+        let journal = self.journal.map(|journal| {
+            let (written, status) = journal.finish();
+            counters.merge(&written);
+            status
+        });
         let received = counters.get(Counter::Packets);
         counters.merge(&self.inputs.finish(received));
         for complaint in &complaints {
@@ -331,6 +360,7 @@ impl Running {
         let summary = Summary {
             counters,
             elapsed: received_until - begun,
+            journal,
             workers: self.workers,
             incomplete: &incomplete,
         };

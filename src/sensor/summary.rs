@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::event::{ConnState, Counts, EndReason, FlowEvent, protocol_name};
 use crate::packet::proto;
-use crate::status::{Counter, Counters, Group};
+use crate::status::{Counter, Counters, Group, JournalStatus};
 
 /// Flows and hosts shown.
 const SHOWN: usize = 10;
@@ -101,6 +101,8 @@ pub(super) struct Summary<'a> {
     pub(super) counters: Counters,
     /// From the start until the last input ended; reporting the flows that were open is not in it.
     pub(super) elapsed: Duration,
+    /// How the journal ended, if there was one.
+    pub(super) journal: Option<JournalStatus>,
     pub(super) workers: usize,
     pub(super) incomplete: &'a [String],
 }
@@ -118,11 +120,19 @@ struct Json<'a> {
     events: u64,
     evicted: u64,
     drops: BTreeMap<&'static str, u64>,
-    journal: BTreeMap<&'static str, u64>,
+    journal: Journal<'a>,
     incomplete_inputs: &'a [String],
     workers: usize,
     seconds: f64,
     packets_per_second: f64,
+}
+
+#[derive(Serialize)]
+struct Journal<'a> {
+    #[serde(flatten)]
+    written: BTreeMap<&'static str, u64>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    status: Option<&'a JournalStatus>,
 }
 
 impl Summary<'_> {
@@ -145,7 +155,10 @@ impl Summary<'_> {
             events: c.get(Counter::Events),
             evicted: c.get(Counter::Evicted),
             drops: c.group(Group::Drop).collect(),
-            journal: c.group(Group::Journal).collect(),
+            journal: Journal {
+                written: c.group(Group::Journal).collect(),
+                status: self.journal.as_ref(),
+            },
             incomplete_inputs: self.incomplete,
             workers: self.workers,
             seconds: self.elapsed.as_secs_f64(),
@@ -178,6 +191,21 @@ impl Summary<'_> {
             reasons(c, Group::Malformed),
             reasons(c, Group::Drop),
         );
+        if let Some(journal) = &self.journal {
+            let _ = writeln!(
+                out,
+                "  journal {} packets, {} in {} files; {} kept over {:.1} hours{}",
+                c.get(Counter::JournalPackets),
+                human(c.get(Counter::JournalBytes)),
+                c.get(Counter::JournalSegments),
+                human(journal.kept.bytes),
+                journal.kept.hours,
+                match journal.unrepaired {
+                    0 => String::new(),
+                    n => format!("; {n} files wait for repair"),
+                },
+            );
+        }
         let mut largest: Vec<&Large> = highlights.largest.iter().map(|Reverse(l)| l).collect();
         largest.sort_by(|a, b| b.cmp(a));
         let rows = largest.iter().map(|l| {

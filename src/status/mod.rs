@@ -3,7 +3,11 @@
 //! A thread counts in its own [`Counters`] without atomics and copies them to its [`Published`]
 //! board now and then; whoever reports sums the boards.
 
+mod journal;
+
 use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use journal::{JournalBoard, JournalStatus, Kept, Watermark};
 
 use crate::packet::Reject;
 
@@ -82,9 +86,12 @@ counters! {
     Unplaced, Drop, "unplaced", "Decoded, but no flow could take it: table and event ring full.";
     JournalOverload, Drop, "journal_overload", "Not journaled since the journal's ring was full.";
     JournalNoSpace, Drop, "journal_no_space", "Not journaled since the disk refused.";
-    JournalPackets, Journal, "packets", "Packets written to the journal.";
-    JournalBytes, Journal, "bytes", "Bytes of the journal's files.";
+    JournalPackets, Journal, "packets", "Packets that are safe in the journal.";
+    JournalBytes, Journal, "bytes", "Bytes of the journal's pcap files, as far as they are safe.";
     JournalSegments, Journal, "segments", "Files begun.";
+    JournalFiltered, Journal, "filtered", "Packets that --pcap-filter leaves out of the journal.";
+    JournalCut, Journal, "cut", "Packets of which only headers are kept (--journal-cutoff).";
+    JournalCutBytes, Journal, "cut_bytes", "Bytes that were cut off them.";
 }
 
 const COUNT: usize = Counter::ALL.len();

@@ -20,6 +20,7 @@ use crate::detect::watch::Watcher;
 use crate::detect::{Sighting, sight};
 use crate::event::{EndReason, EventSink, FlowEvent};
 use crate::flow::{Arrival, FlowTable, Hint};
+use crate::journal::Giver;
 use crate::packet;
 use crate::status::{Counter, Counters, Turn};
 
@@ -89,7 +90,7 @@ impl EventSink for EventRing {
 pub struct Worker {
     input: Input,
     table: FlowTable<Machine>,
-    journal: Option<Producer<Mbuf>>,
+    journal: Option<Giver>,
     watcher: Option<Box<Watcher>>,
     events: EventRing,
     batch: Batch,
@@ -106,7 +107,7 @@ impl Worker {
         input: Input,
         table: FlowTable<Machine>,
         events: Producer<FlowEvent>,
-        journal: Option<Producer<Mbuf>>,
+        journal: Option<Giver>,
     ) -> Self {
         let waits = input.waits();
         Self {
@@ -264,17 +265,14 @@ impl Worker {
     /// Gives the burst to the journal, or back to the pool; false while some of it must wait.
     #[inline]
     fn hand_to_journal(&mut self) -> bool {
-        let Some(ring) = &mut self.journal else {
+        let Some(journal) = &mut self.journal else {
             free_burst(&mut self.batch.packets);
             return true;
         };
         if self.batch.packets.is_empty() {
             return true;
         }
-        let room = ring.slots().min(self.batch.packets.len());
-        if let Ok(chunk) = ring.write_chunk_uninit(room) {
-            chunk.fill_from_iter(self.batch.packets.drain(..room));
-        }
+        journal.give(&mut self.batch.packets);
         if self.batch.packets.is_empty() {
             return true;
         }
@@ -282,7 +280,7 @@ impl Worker {
             return false;
         }
         self.counters.add(Counter::JournalOverload, self.batch.packets.len() as u64);
-        free_burst(&mut self.batch.packets);
+        journal.lose(&mut self.batch.packets);
         true
     }
 

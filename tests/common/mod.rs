@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot run fails")]
 
 pub mod packets;
-pub mod veth;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -129,6 +128,15 @@ pub fn packets_of(path: &Path) -> Vec<(u64, u32, Vec<u8>)> {
         out.push((record.timestamp_ns, record.wire_len, record.data.to_vec()));
         reader.consume();
     }
+    out
+}
+
+/// The pcap files of a journal, by number.
+pub fn segments(data: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(data.join("pcap")).unwrap().map(|f| f.unwrap().path());
+    let mut out: Vec<PathBuf> =
+        files.filter(|path| path.extension().is_some_and(|e| e == "pcap")).collect();
+    out.sort();
     out
 }
 
