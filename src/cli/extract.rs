@@ -214,7 +214,8 @@ impl Extract {
             _ => return Ok(Box::new(BufWriter::with_capacity(1 << 18, io::stdout()))),
         };
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent =
+            path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a.starts_with(&b));
         if catalogue::parse_name(name).is_some() && same(parent, journal) {
             return Err(Refused(format!("{}: a file of the journal itself", path.display())));

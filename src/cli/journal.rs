@@ -221,7 +221,7 @@ impl Check {
         let _lock = Lock::take(&directory).map_err(Refused::because)?;
         let key = IndexKey::load_or_create(&directory).map_err(Refused::because)?;
         let disk = RealDisk::new(&directory);
-        let indexes = Indexes { directory: directory.clone(), key: key.clone() };
+        let indexes = Indexes { directory, key: key.clone() };
         let paint = text::Paint::for_stdout();
         let (mut fine, mut done, mut failed) = (0u64, 0u64, 0u64);
         for entry in entries {

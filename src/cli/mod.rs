@@ -52,7 +52,7 @@ struct Cli {
 enum Command {
     /// Take packets out of the journal as a capture file
     #[command(after_help = extract::EXAMPLES)]
-    Extract(extract::Extract),
+    Extract(Box<extract::Extract>),
     /// List, check and repair the journal's files
     #[command(subcommand)]
     Journal(journal::Journal),

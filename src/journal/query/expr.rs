@@ -15,8 +15,8 @@ use crate::packet::proto;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Expr {
     Any,
-    And(Vec<Expr>),
-    Or(Vec<Expr>),
+    And(Vec<Self>),
+    Or(Vec<Self>),
     Net(Net),
     Ports(u16, u16),
     Protocol(u8),

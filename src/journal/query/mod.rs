@@ -423,7 +423,8 @@ fn plan_all(segments: &[Segment], bound: &Bound<'_>, report: &mut Report) -> Vec
             }
             Ok(None) => {}
             Err(e) => {
-                report.gaps.push(Gap { segment: number, what: opening(segments, number, &e) })
+                let what = opening(segments, number, &e);
+                report.gaps.push(Gap { segment: number, what });
             }
         }
     }
@@ -543,8 +544,8 @@ impl Stream {
     fn ready(&mut self, check: &mut Check, report: &mut Report) -> Option<u64> {
         loop {
             if let Some(Reverse(Held(first))) = self.held.peek() {
-                let floor =
-                    self.reader.floor().unwrap_or_else(|| self.newest.saturating_sub(WAIT_NS));
+                let floor = self.reader.floor();
+                let floor = floor.unwrap_or_else(|| self.newest.saturating_sub(WAIT_NS));
                 if self.ended || first.timestamp_ns <= floor || self.held_bytes >= HELD_MOST {
                     return Some(first.timestamp_ns);
                 }
