@@ -12,6 +12,7 @@ pub mod config;
 pub mod event;
 pub mod export;
 pub mod flow;
+pub mod inspect;
 pub mod journal;
 pub mod packet;
 pub mod sensor;

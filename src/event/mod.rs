@@ -3,10 +3,12 @@
 //! A [`FlowEvent`] is plain data without heap parts, so that a worker can hand it over by copying.
 //! A flow gives one event or several deltas; deltas sum exactly to the totals.
 
+mod app;
 mod json;
 
 use crate::packet::{FlowKey, Vlans};
 
+pub use app::App;
 pub use json::{EventWriter, community_id, protocol_name};
 
 /// Packets and bytes of one direction.
