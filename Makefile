@@ -28,6 +28,7 @@ bench: build
 	@scripts/install-packages.sh bench
 	python3 benches/bench.py $(BENCH_ARGS)
 	$(CARGO) bench --locked --bench packet_path -- $(CAPTURE)
+	$(CARGO) bench --locked --bench hand_over
 
 bench-check: toolchain
 	@scripts/install-packages.sh bench

@@ -2,7 +2,7 @@
 """Measures the malakocut binary as a whole and compares it with what the machine can do.
 
 Sections: rx (one worker against dpdk-testpmd), read (capture files against other programs and the
-truth), live (a veth pair: losses, accounting, idling), memory. What cannot be measured here is
+truth), live (a veth pair: losses, accounting, idling), memif (from another process), memory. What cannot be measured here is
 skipped and said so. Run as root for rx and live. Exit status: 0, or 1 if a total was wrong, a
 packet unaccounted for, or a section failed.
 """
@@ -19,7 +19,7 @@ import time
 
 sys.dont_write_bytecode = True
 
-from harness import bench_live, bench_memory, bench_read, bench_rx, machine
+from harness import bench_live, bench_memif, bench_memory, bench_read, bench_rx, machine
 from harness.figures import Failure, Skip, plain
 from harness.programs import Scratch
 
@@ -27,6 +27,7 @@ SECTIONS = {
     "rx": bench_rx.section,
     "read": bench_read.section,
     "live": bench_live.section,
+    "memif": bench_memif.section,
     "memory": bench_memory.section,
 }
 # Buffers for a whole capture of a million packets, and for anything else.

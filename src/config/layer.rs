@@ -34,6 +34,17 @@ pub enum SummaryFormat {
     Json,
 }
 
+/// What an lcore does when nothing arrives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum PollMode {
+    /// Polls on: the least delay, a whole core each.
+    Busy,
+    /// Polls less often the longer nothing came, once a millisecond at last.
+    #[default]
+    Adaptive,
+}
+
 /// The settings of one layer.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -42,6 +53,10 @@ pub struct Layer {
     /// work; one alone does both [default: one on any CPU]
     #[arg(long, value_name = "LIST")]
     pub lcores: Option<String>,
+    /// What an lcore does when nothing arrives: sleep longer and longer, up to 1 ms, or poll on and
+    /// use its whole core [default: adaptive]
+    #[arg(long, value_name = "adaptive|busy", hide_possible_values = true)]
+    pub poll: Option<PollMode>,
     /// Kernel interface to take over by the AF_PACKET driver [default: enp3s0]
     #[arg(long, value_name = "IFACE", group = "source")]
     pub interface: Option<String>,
@@ -145,6 +160,7 @@ impl Layer {
         let list = |mine: Vec<String>, theirs| if mine.is_empty() { theirs } else { mine };
         Self {
             lcores: self.lcores.or(lower.lcores),
+            poll: self.poll.or(lower.poll),
             interface: if sourced { self.interface } else { lower.interface },
             vdev: if sourced { self.vdev } else { lower.vdev },
             pci: if sourced { self.pci } else { lower.pci },

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-pub use layer::{Layer, SummaryFormat, Switch};
+pub use layer::{Layer, PollMode, SummaryFormat, Switch};
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_FILE: &str = "/etc/malakocut/malakocut.toml";
@@ -50,6 +50,7 @@ pub struct Config {
     pub source: SourceConfig,
     /// `None`: one lcore on any CPU.
     pub lcores: Option<String>,
+    pub poll: PollMode,
     pub data_dir: PathBuf,
     pub flow_log: Option<PathBuf>,
     pub max_flows: usize,
@@ -125,6 +126,7 @@ impl Config {
         Ok(Self {
             source,
             lcores: l.lcores,
+            poll: l.poll.unwrap_or_default(),
             data_dir: l.data_dir.unwrap_or_else(|| "/var/lib/malakocut".into()),
             flow_log,
             max_flows: l.max_flows.unwrap_or(1_000_000),
@@ -218,6 +220,7 @@ mod tests {
             (&["--rotate-size", "1 furlong"], "--rotate-size"),
             (&["--rotate-size", "5"], "64 KiB"),
             (&["--journal", "perhaps"], "--journal"),
+            (&["--poll", "sometimes"], "--poll"),
             (&["--frobnicate"], "--frobnicate"),
             (&["stray"], "stray"),
         ] {

@@ -159,9 +159,12 @@ impl Prepared {
     /// Starts DPDK with memory for `buffers` packets beside what the devices hold.
     pub(super) fn start(self, buffers: u32, workers: u16) -> Result<Started, RunError> {
         let buffers = buffers + self.preloaded;
-        let queue_buffers =
-            if self.pci.is_empty() { 0 } else { u32::from(DESCRIPTORS) * u32::from(workers) * 2 };
-        let count = buffers + queue_buffers;
+        // The pcap and AF_PACKET drivers take a buffer when a packet comes; others keep rings full.
+        let takes_late =
+            |d: &&Device| d.name.starts_with("net_pcap") || d.name.starts_with("net_af_packet");
+        let late = self.devices.iter().filter(takes_late).count();
+        let filled = (self.pci.len() + self.devices.len() - late) as u32;
+        let count = buffers + filled * u32::from(DESCRIPTORS) * u32::from(workers);
         let memory = choose_memory(count, self.room, self.is_files());
         let eal = Eal::init(&EalConfig { memory, pci: self.pci.clone() })?;
         let pool = Mempool::new(&eal, "packets", count, self.room)?;

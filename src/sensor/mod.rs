@@ -20,7 +20,7 @@ use dpdk::lcore::{self, Lcore, Thread};
 use rtrb::{Consumer, RingBuffer};
 
 use crate::capture::{Complaint, OpenError, Source, Steer};
-use crate::config::{Config, SummaryFormat};
+use crate::config::{Config, PollMode, SummaryFormat};
 use crate::event::{EventWriter, FlowEvent};
 use crate::export::{FlowLog, OpenLogError};
 use crate::flow::{FlowTable, Timeouts};
@@ -133,11 +133,16 @@ impl Stop {
     }
 }
 
-/// Buffers that rings, bursts and caches can hold at once.
+/// Buffers that rings, bursts and caches can hold at once; devices' own rings come on top.
+///
+/// No more than that: a pool that fits the processor's cache is fast, and a large one takes long to
+/// make.
 fn buffers(lcores: usize, journal: bool) -> u32 {
-    let rings = STEER_RING + if journal { JOURNAL_RING + 64 } else { 0 };
+    let workers = lcores - usize::from(journal && lcores > 1);
+    let steered = if workers > 1 { STEER_RING } else { 0 };
+    let journaled = if journal { JOURNAL_RING + 64 } else { 0 };
     let cache = dpdk::mempool::CACHE as usize * 3 / 2;
-    (lcores * (rings + cache + 4 * dpdk::BURST) + 2048) as u32
+    (workers * (steered + journaled) + lcores * (cache + 4 * dpdk::BURST) + 512) as u32
 }
 
 /// A seed that others cannot guess, so that nobody can choose addresses that collide.
@@ -195,7 +200,8 @@ impl Running {
                 tasks.push(Task::Scribe(Box::new(scribe)));
             }
         }
-        let shared = Arc::new(Shared::default());
+        let busy = config.poll == PollMode::Busy;
+        let shared = Arc::new(Shared { busy, ..Shared::default() });
         let mut threads = Vec::new();
         for (lcore, tasks) in lcores.iter().zip(tasks) {
             let board = Arc::new(Published::default());

@@ -9,7 +9,7 @@ mod lcore;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dpdk::mbuf::free_burst;
 use dpdk::{BURST, Mbuf};
@@ -56,6 +56,9 @@ impl Hint for Machine {
     }
 }
 
+/// How long to wait for a full event ring; it takes longer than this to empty.
+const FULL: Duration = Duration::from_micros(100);
+
 /// Sends events to the control thread.
 struct EventRing {
     ring: Producer<FlowEvent>,
@@ -75,7 +78,7 @@ impl EventSink for EventRing {
         // Only where the source waits for us can the ring be full: the control thread empties it.
         while let Err(rtrb::PushError::Full(back)) = self.ring.push(event) {
             event = back;
-            std::thread::yield_now();
+            std::thread::sleep(FULL);
         }
     }
 }
