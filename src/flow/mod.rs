@@ -35,6 +35,8 @@ pub struct Arrival {
     pub timestamp_ns: u64,
     /// The source's clock: never runs backwards.
     pub clock_ns: u64,
+    /// Number of the packet in its burst, by which its payload is found.
+    pub frame: u32,
 }
 
 /// How long flows live.
@@ -278,7 +280,7 @@ impl<H: Hint> FlowTable<H> {
                 Some(place) => place,
                 None => {
                     let place = self.create(key, hash, from_a, arrival, sink)?;
-                    return self.take(place, from_a, arrival);
+                    return self.take(place, from_a, arrival, sink);
                 }
             },
         };
@@ -291,7 +293,7 @@ impl<H: Hint> FlowTable<H> {
                     self.slab.flow(place).retransmitted(side);
                     Some(place)
                 }
-                Taken::Not => self.take(place, from_a, arrival),
+                Taken::Not => self.take(place, from_a, arrival, sink),
             };
         }
         self.looked_at(place, key, hash, from_a, arrival, sink)
@@ -312,18 +314,24 @@ impl<H: Hint> FlowTable<H> {
         let side = flow.hot.side(from_a);
         let Some((reason, at)) = flow.ends_before(arrival, side, &self.timeouts) else {
             self.report_delta(place, arrival.clock_ns, sink)?;
-            return self.take(place, from_a, arrival);
+            return self.take(place, from_a, arrival, sink);
         };
         self.needs_room(2, sink)?;
         self.report_delta(place, at, sink)?;
         self.end(place, reason, at, sink);
         let place = self.create(key, hash, from_a, arrival, sink)?;
-        self.take(place, from_a, arrival)
+        self.take(place, from_a, arrival, sink)
     }
 
     /// Takes a packet into its flow, whatever it changes.
     #[inline(never)]
-    fn take(&mut self, place: u32, from_a: bool, arrival: &Arrival) -> Option<u32> {
+    fn take(
+        &mut self,
+        place: u32,
+        from_a: bool,
+        arrival: &Arrival,
+        sink: &mut impl EventSink,
+    ) -> Option<u32> {
         let mut flow = self.slab.flow(place);
         let side = flow.hot.side(from_a);
         let was_finished = flow.hot.is_finished();
@@ -333,6 +341,10 @@ impl<H: Hint> FlowTable<H> {
         }
         if side == 1 && self.slab.hot[place as usize].is_listed() {
             self.unlist(place);
+        }
+        let flow = self.slab.flow(place);
+        if flow.hot.wants.any() && arrival.decoded.payload_len != 0 {
+            flow.hot.wants = flow.show(place, side, arrival, sink);
         }
         Some(place)
     }
@@ -384,6 +396,7 @@ impl<H: Hint> FlowTable<H> {
             flipped: !opened,
             id: flow_id(key, arrival),
             arrival,
+            wants: sink.wants(),
         };
         let place = match self.slab.free.pop() {
             Some(place) => {
@@ -416,6 +429,9 @@ impl<H: Hint> FlowTable<H> {
         }
         self.wheel.remove(&mut self.slab, place);
         let hot = &mut self.slab.hot[place as usize];
+        if hot.wants.is_held() {
+            sink.forget(place);
+        }
         hot.retire();
         let key = hot.key;
         self.index.remove(self.hash(&key), place);
