@@ -139,7 +139,9 @@ fn main() {
         .expect("DPDK");
     let pool = Mempool::new(&eal, "packets", BUFFERS, 2048).expect("a pool");
     let lcores = lcore::parse(&format!("0@{first},1@{second}"), &cpus).expect("two lcores");
-    println!("giving packets to the journal: ns/packet of the worker beyond making and freeing them");
+    println!(
+        "giving packets to the journal: ns/packet of the worker beyond making and freeing them"
+    );
     for size in [64, 333, 1024] {
         let frame = vec![0x5a; size];
         let mut results: [Vec<(f64, f64)>; 4] = Default::default();
@@ -181,7 +183,8 @@ fn main() {
             all[all.len() / 2]
         };
         let base = median(0);
-        for (which, name) in ["", "in place", "ring", "ring with stamps"].iter().enumerate().skip(1) {
+        for (which, name) in ["", "in place", "ring", "ring with stamps"].iter().enumerate().skip(1)
+        {
             let lost: f64 = results[which].iter().map(|r| r.1).sum::<f64>() / rounds as f64;
             println!(
                 "{size:5} B  {name:17} {:7.1} ns   (making and freeing {base:5.1}; {:.1} % found no room)",

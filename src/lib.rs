@@ -9,6 +9,7 @@
 
 pub mod capture;
 pub mod config;
+pub mod eve;
 pub mod event;
 pub mod export;
 pub mod flow;

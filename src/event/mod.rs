@@ -7,6 +7,7 @@ mod app;
 mod content;
 mod json;
 mod note;
+mod object;
 mod seen;
 
 use crate::packet::{FlowKey, Vlans};
@@ -17,6 +18,7 @@ pub use content::{
 };
 pub use json::{EventWriter, community_id, protocol_name};
 pub use note::{Answer, FieldWriter, MAX_FIELDS, Note, NoteKind, NoteSink, Tag, fields, number};
+pub use object::Object;
 pub use seen::{Seen, Wants};
 
 /// Packets and bytes of one direction.

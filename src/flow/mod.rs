@@ -93,6 +93,8 @@ pub struct FlowTable<H = NoHint> {
     fragments: Fragments,
     reported: Reported,
     timeouts: Timeouts,
+    /// The shortest silence that ends a flow.
+    quiet_ns: u64,
     /// Secrets of the hash.
     secrets: [u64; 5],
     max_flows: usize,
@@ -144,6 +146,7 @@ impl<H: Hint> FlowTable<H> {
             wheel: Wheel::new(),
             fragments: Fragments::new(),
             reported: Reported::default(),
+            quiet_ns: timeouts.idle_ns.min(record::LINGER_NS),
             timeouts,
             secrets: secrets(seed),
             max_flows,
@@ -202,12 +205,39 @@ impl<H: Hint> FlowTable<H> {
             }
         }
         for (keyed, arrival) in keys.iter().zip(arrivals) {
-            match arrival.decoded.fragment {
-                None => _ = self.keyed(arrival, keyed, sink),
-                Some(fragment) => self.fragment(arrival, fragment, sink),
+            match (self.plain(arrival, keyed), arrival.decoded.fragment) {
+                (Taken::Whole, _) => {}
+                (Taken::Again, _) => self.retransmitted(keyed),
+                (Taken::Not, None) => _ = self.keyed(arrival, keyed, sink),
+                (Taken::Not, Some(fragment)) => self.fragment(arrival, fragment, sink),
             }
         }
         self.keys = keys;
+    }
+
+    /// Takes a packet into the flow that was guessed, if it is the right one and the packet changes
+    /// nothing but counts and numbers: most packets.
+    #[inline(always)]
+    fn plain(&mut self, arrival: &Arrival, keyed: &Keyed) -> Taken {
+        let Keyed { key, from_a, guess, .. } = keyed;
+        // A guess from before this burst's own new flows and ends holds only if the key says so.
+        let Some(hot) = self.slab.hot.get_mut(*guess as usize) else { return Taken::Not };
+        if arrival.decoded.fragment.is_some()
+            || hot.key != *key
+            || !hot.in_use()
+            || hot.needs_a_look(arrival, self.quiet_ns, &self.timeouts)
+        {
+            return Taken::Not;
+        }
+        let side = hot.side(*from_a);
+        hot.take_plain(arrival, side)
+    }
+
+    #[inline(never)]
+    fn retransmitted(&mut self, keyed: &Keyed) {
+        let flow = &mut self.slab.flow(keyed.guess);
+        let side = flow.hot.side(keyed.from_a);
+        flow.retransmitted(side);
     }
 
     #[cold]
@@ -263,40 +293,26 @@ impl<H: Hint> FlowTable<H> {
         self.keyed(arrival, &Keyed { key, hash, from_a, guess: NONE }, sink)
     }
 
-    #[inline]
+    /// The same once its key is known.
+    #[inline(never)]
     fn keyed(
         &mut self,
         arrival: &Arrival,
         keyed: &Keyed,
         sink: &mut impl EventSink,
     ) -> Option<u32> {
-        let Keyed { key, hash, from_a, guess } = keyed;
+        let Keyed { key, hash, from_a, .. } = keyed;
         let (hash, from_a) = (*hash, *from_a);
         let flows = &self.slab.hot;
-        // A guess from before this burst's own new flows and ends holds only if the key says so.
-        let place = match flows.get(*guess as usize) {
-            Some(hot) if hot.key == *key && hot.in_use() => *guess,
-            _ => match self.index.find(hash, |p| flows[p as usize].key == *key) {
-                Some(place) => place,
-                None => {
-                    let place = self.create(key, hash, from_a, arrival, sink)?;
-                    return self.take(place, from_a, arrival, sink);
-                }
-            },
+        let is_it = |p: u32| flows.get(p as usize).is_some_and(|flow| flow.key == *key);
+        let Some(place) = self.index.find(hash, is_it) else {
+            let place = self.create(key, hash, from_a, arrival, sink)?;
+            return self.take(place, from_a, arrival, sink);
         };
-        let hot = &mut self.slab.hot[place as usize];
-        let side = hot.side(from_a);
-        if !hot.needs_a_look(arrival, &self.timeouts) {
-            return match hot.take_plain(arrival, side) {
-                Taken::Whole => Some(place),
-                Taken::Again => {
-                    self.slab.flow(place).retransmitted(side);
-                    Some(place)
-                }
-                Taken::Not => self.take(place, from_a, arrival, sink),
-            };
+        if self.slab.hot[place as usize].needs_a_look(arrival, self.quiet_ns, &self.timeouts) {
+            return self.looked_at(place, key, hash, from_a, arrival, sink);
         }
-        self.looked_at(place, key, hash, from_a, arrival, sink)
+        self.take(place, from_a, arrival, sink)
     }
 
     /// A packet that may end its flow or its delta.

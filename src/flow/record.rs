@@ -220,12 +220,17 @@ impl Hot {
         self.last_clock.saturating_add(quiet)
     }
 
-    /// Whether this packet may end the flow or its delta, so that the cold part must be asked.
+    /// Whether this packet may end the flow or its delta, so that more must be asked. `quiet_ns` is
+    /// the shortest silence that ends any flow.
     #[inline]
-    pub(super) fn needs_a_look(&self, arrival: &Arrival, timeouts: &Timeouts) -> bool {
-        let gap = arrival.timestamp_ns.saturating_sub(self.end_ns);
-        self.end_at(timeouts) <= arrival.clock_ns
-            || gap > timeouts.idle_ns
+    pub(super) fn needs_a_look(
+        &self,
+        arrival: &Arrival,
+        quiet_ns: u64,
+        timeouts: &Timeouts,
+    ) -> bool {
+        arrival.clock_ns.saturating_sub(self.last_clock) >= quiet_ns
+            || arrival.timestamp_ns.saturating_sub(self.end_ns) > timeouts.idle_ns
             || arrival.decoded.tcp.flags & tcp_flag::SYN != 0
             || (self.has(bit::DELTA_OPEN)
                 && timeouts.active_ns != 0
