@@ -44,6 +44,20 @@ pub enum SourceConfig {
     Files(Vec<PathBuf>),
 }
 
+impl SourceConfig {
+    /// The interface, where there is one.
+    pub fn interface(&self) -> Option<String> {
+        match self {
+            Self::Interface(name) => Some(name.clone()),
+            Self::Pci(cards) => cards.first().cloned(),
+            Self::Vdevs(devices) => devices.first().map(|d| {
+                d.split(',').find_map(|p| p.strip_prefix("iface=")).unwrap_or(d).to_owned()
+            }),
+            Self::Files(_) => None,
+        }
+    }
+}
+
 /// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -53,6 +67,9 @@ pub struct Config {
     pub poll: PollMode,
     pub data_dir: PathBuf,
     pub flow_log: Option<PathBuf>,
+    pub eve_log: Option<PathBuf>,
+    /// Packets with a payload that are read of each flow; 0 reads none.
+    pub inspect_packets: u8,
     pub max_flows: usize,
     pub idle_timeout: Duration,
     /// Zero: no deltas.
@@ -117,6 +134,11 @@ impl Config {
         let silenced = l.exporter.iter().any(|e| e == "none");
         let flow_log = l.flow_log.filter(|_| wants_log || !silenced);
         let on_stdout = flow_log.as_ref().is_some_and(|p| p.as_os_str() == "-");
+        let eve_on_stdout = l.eve_log.as_ref().is_some_and(|p| p.as_os_str() == "-");
+        if on_stdout && eve_on_stdout {
+            return bad("--flow-log - and --eve-log -: only one can be standard output".into());
+        }
+        let on_stdout = on_stdout || eve_on_stdout;
         let rotate_size = l.rotate_size.unwrap_or(500_000_000);
         if rotate_size < 65_536 {
             return bad(format!("--rotate-size {rotate_size}: at least 64 KiB"));
@@ -129,6 +151,8 @@ impl Config {
             poll: l.poll.unwrap_or_default(),
             data_dir: l.data_dir.unwrap_or_else(|| "/var/lib/malakocut".into()),
             flow_log,
+            eve_log: l.eve_log,
+            inspect_packets: l.inspect_packets.unwrap_or(10),
             max_flows: l.max_flows.unwrap_or(1_000_000),
             idle_timeout: l.idle_timeout.unwrap_or(Duration::from_secs(60)),
             active_timeout: l.active_timeout.unwrap_or(Duration::from_secs(300)),

@@ -74,7 +74,8 @@ impl Collector {
         if note.kind == NoteKind::Dns {
             self.learn(note, bytes);
         }
-        if matches!(note.kind, NoteKind::Arp | NoteKind::Neighbour) {
+        let lone = matches!(note.kind, NoteKind::Arp | NoteKind::Neighbour | NoteKind::Anomaly);
+        if lone {
             return Heard::default();
         }
         if !self.flows.contains_key(&note.flow_id) {
@@ -199,7 +200,9 @@ impl Content {
     fn add(&mut self, note: &Note, bytes: &[u8]) -> Option<Http> {
         let mut list = fields(bytes).filter(|(tag, _)| *tag == Tag::App);
         let app = list.next().and_then(|(_, value)| value.first()).and_then(|&n| App::of(n));
-        self.app = self.app.or(app);
+        if note.kind != NoteKind::Anomaly {
+            self.app = self.app.or(app);
+        }
         match note.kind {
             NoteKind::Dns => add_dns(self.dns.get_or_insert_default(), bytes),
             NoteKind::TlsClient | NoteKind::TlsServer | NoteKind::TlsEnd | NoteKind::Quic => {

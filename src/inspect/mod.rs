@@ -28,8 +28,8 @@ mod stream;
 mod streams;
 pub mod tls;
 
-use crate::event::{App, FieldWriter, MAX_FIELDS, Note, NoteKind, NoteSink, Seen, Wants};
-use crate::packet::{FlowKey, Vlans, proto};
+use crate::event::{App, FieldWriter, MAX_FIELDS, Note, NoteKind, NoteSink, Seen, Tag, Wants};
+use crate::packet::{FlowKey, Reject, Vlans, proto};
 use stream::{CAPACITY, Pool};
 use streams::State;
 
@@ -62,6 +62,44 @@ pub struct Stats {
     pub states_evicted: u64,
     /// Messages given up since no buffer was free.
     pub buffers_full: u64,
+}
+
+/// Where and when a frame came from that is in no flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Lone {
+    pub timestamp_ns: u64,
+    /// Source and destination.
+    pub macs: Option<[[u8; 6]; 2]>,
+    pub vlans: Vlans,
+}
+
+impl Lone {
+    fn note(&self, kind: NoteKind, fields: &[u8]) -> Note {
+        Note {
+            kind,
+            flow_id: 0,
+            timestamp_ns: self.timestamp_ns,
+            key: FlowKey::default(),
+            orig_is_a: true,
+            side: 0,
+            vlans: self.vlans,
+            macs: self.macs,
+            len: fields.len() as u32,
+        }
+    }
+}
+
+/// Suricata's name for what is wrong with a frame; `None` where only the capture cut it.
+fn decoder_event(why: Reject) -> Option<&'static str> {
+    Some(match why {
+        Reject::ShortLink => "decoder.ethernet.pkt_too_small",
+        Reject::TooManyTags => "decoder.too_many_layers",
+        Reject::Ipv4Header => "decoder.ipv4.pkt_too_small",
+        Reject::Ipv6Header => "decoder.ipv6.pkt_too_small",
+        Reject::Ipv6Extensions => "decoder.ipv6.trunc_exthdr",
+        Reject::TransportHeader => "decoder.tcp.hlen_too_small",
+        _ => return None,
+    })
 }
 
 /// Reads payloads for one worker.
@@ -121,33 +159,20 @@ impl Inspector {
         }
     }
 
-    /// Reads an ARP packet; `None` if it is not of IPv4 over Ethernet.
-    pub fn arp(
-        &mut self,
-        payload: &[u8],
-        timestamp_ns: u64,
-        macs: Option<[[u8; 6]; 2]>,
-        vlans: Vlans,
-        out: &mut impl NoteSink,
-    ) -> Option<()> {
-        if self.packets == 0 {
-            return None;
+    /// Reads an ARP packet; one that is not of IPv4 over Ethernet is passed over.
+    pub fn arp(&mut self, payload: &[u8], lone: &Lone, out: &mut impl NoteSink) {
+        if let Some(arp) = neighbour::Arp::parse(payload) {
+            report::arp(&arp, &mut FieldWriter::new(&mut self.fields));
+            out.push(lone.note(NoteKind::Arp, &self.fields), &self.fields);
         }
-        let arp = neighbour::Arp::parse(payload)?;
-        report::arp(&arp, &mut FieldWriter::new(&mut self.fields));
-        let note = Note {
-            kind: NoteKind::Arp,
-            flow_id: 0,
-            timestamp_ns,
-            key: FlowKey::default(),
-            orig_is_a: true,
-            side: 0,
-            vlans,
-            macs,
-            len: self.fields.len() as u32,
-        };
-        out.push(note, &self.fields);
-        Some(())
+    }
+
+    /// Says that a frame cannot be read, and why.
+    pub fn malformed(&mut self, why: Reject, lone: &Lone, out: &mut impl NoteSink) {
+        if let Some(name) = decoder_event(why) {
+            FieldWriter::new(&mut self.fields).put(Tag::What, &[name.as_bytes()]);
+            out.push(lone.note(NoteKind::Anomaly, &self.fields), &self.fields);
+        }
     }
 
     /// Gives up what is kept for the flow at a place, which ends.
@@ -197,6 +222,10 @@ impl Inspector {
         match app {
             App::Dns | App::Mdns | App::Llmnr | App::Nbns => {
                 let Some(message) = dns::Message::parse(payload) else {
+                    // What the capture cut short is nobody's fault.
+                    if payload.len() == seen.decoded.payload_len as usize {
+                        not_allowed(app, seen, &mut self.fields, out);
+                    }
                     return Wants::packets(left);
                 };
                 report::dns(app, &message, &mut FieldWriter::new(&mut self.fields));
@@ -271,7 +300,7 @@ impl Inspector {
             let w = &mut FieldWriter::new(&mut self.fields);
             report::client_hello(&hello, tls::Transport::Quic, w);
             if let Some(header) = quic::Header::parse(payload) {
-                w.text(crate::event::Tag::QuicVersion, header.version.name().as_bytes(), 16);
+                w.text(Tag::QuicVersion, header.version.name().as_bytes(), 16);
             }
             self.note(NoteKind::Quic, seen, out);
             return give_up(self);
@@ -293,8 +322,8 @@ impl Inspector {
         let src = seen.decoded.tuple.src.bytes();
         if let Some((ip, mac)) = neighbour::discovery(kind, src, payload) {
             let w = &mut FieldWriter::new(&mut self.fields);
-            w.put(crate::event::Tag::Ip, &[&ip]);
-            w.put(crate::event::Tag::Mac, &[&mac]);
+            w.put(Tag::Ip, &[&ip]);
+            w.put(Tag::Mac, &[&mac]);
             self.note(NoteKind::Neighbour, seen, out);
         }
         Wants::packets(seen.wants.left().saturating_sub(1))
@@ -320,4 +349,12 @@ fn note(kind: NoteKind, seen: &Seen<'_>, fields: &[u8], out: &mut impl NoteSink)
         len: fields.len() as u32,
     };
     out.push(note, fields);
+}
+
+/// Says that a payload is not what its port or its beginning says it is.
+fn not_allowed(app: App, seen: &Seen<'_>, fields: &mut Vec<u8>, out: &mut impl NoteSink) {
+    let w = &mut FieldWriter::new(fields);
+    report::app(app, w);
+    w.put(Tag::What, &[b"malformed_data"]);
+    note(NoteKind::Anomaly, seen, fields, out);
 }

@@ -2,7 +2,7 @@
 
 use super::sniff::{self, Sniffed};
 use super::stream::{self, CAPACITY};
-use super::{Inspector, PATIENCE, dns, http, note, report, ssh, tls};
+use super::{Inspector, PATIENCE, dns, http, not_allowed, note, report, ssh, tls};
 use crate::event::{App, FieldWriter, NoteKind, NoteSink, Seen, Wants};
 
 /// What is kept of a flow.
@@ -312,7 +312,10 @@ impl Inspector {
         for (kind, body) in tls::messages(handshake) {
             match kind {
                 CLIENT_HELLO => {
-                    let Some(hello) = tls::ClientHello::parse(body) else { return Step::Done };
+                    let Some(hello) = tls::ClientHello::parse(body) else {
+                        not_allowed(App::Tls, seen, &mut self.fields, out);
+                        return Step::Done;
+                    };
                     let w = &mut FieldWriter::new(&mut self.fields);
                     report::client_hello(&hello, tls::Transport::Tcp, w);
                     note(NoteKind::TlsClient, seen, &self.fields, out);

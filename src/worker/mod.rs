@@ -15,11 +15,11 @@ use dpdk::mbuf::free_burst;
 use dpdk::{BURST, Mbuf};
 use rtrb::{Consumer, Producer};
 
-use crate::capture::{Batch, Complaint, Poll, Source, frame};
+use crate::capture::{Batch, Complaint, Poll, Source, Stamp, frame};
 use crate::event::{EndReason, EventSink, FlowEvent, Note, NoteSink, Seen, Wants};
 use crate::flow::{Arrival, FlowTable, Hint};
-use crate::inspect::Inspector;
-use crate::packet::{self, Reject};
+use crate::inspect::{Inspector, Lone};
+use crate::packet::{self, Decoded, Reject};
 use crate::status::{Counter, Counters, Turn};
 
 pub use lcore::{LcoreReport, Shared, Task, run};
@@ -124,6 +124,13 @@ struct Reader {
     inspector: Inspector,
     notes: NoteRing,
     until: Arc<AtomicU64>,
+}
+
+impl Drop for Reader {
+    /// Whatever ended it, nobody has to wait for it.
+    fn drop(&mut self) {
+        self.until.store(u64::MAX, Ordering::Release);
+    }
 }
 
 /// What the flow table is given: a way out for events, and a look at the burst's payloads.
@@ -298,14 +305,8 @@ impl Worker {
                 Err(reason) => {
                     bytes += u64::from(frame.wire_len);
                     counters.reject(reason);
-                    if reason == Reject::Arp
-                        && let Some(reader) = &mut self.reader
-                    {
-                        let d = &arrival.decoded;
-                        let payload = frame.data.get(d.payload_at as usize..).unwrap_or_default();
-                        let macs = d.has_mac.then_some([d.src_mac, d.dst_mac]);
-                        let Reader { inspector, notes, .. } = &mut **reader;
-                        inspector.arp(payload, stamp.timestamp_ns, macs, d.vlans, notes);
+                    if reason == Reject::Arp || reason.is_malformed() {
+                        lone(&mut self.reader, reason, &arrival.decoded, frame.data, stamp);
                     }
                 }
             }
@@ -395,6 +396,21 @@ impl Worker {
         self.table.advance(now, BURST, &mut hooks);
         self.has_read_until(now);
         self.count_table();
+    }
+}
+
+/// Has a frame read that is in no flow.
+#[cold]
+fn lone(reader: &mut Option<Box<Reader>>, why: Reject, d: &Decoded, data: &[u8], stamp: &Stamp) {
+    let Some(reader) = reader else { return };
+    let Reader { inspector, notes, .. } = &mut **reader;
+    let macs = d.has_mac.then_some([d.src_mac, d.dst_mac]);
+    let lone = Lone { timestamp_ns: stamp.timestamp_ns, macs, vlans: d.vlans };
+    match why {
+        Reject::Arp => {
+            inspector.arp(data.get(d.payload_at as usize..).unwrap_or_default(), &lone, notes);
+        }
+        _ => inspector.malformed(why, &lone, notes),
     }
 }
 
