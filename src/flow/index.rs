@@ -51,7 +51,6 @@ const EMPTY: Bucket = Bucket { places: [NONE; LANES], tags: Tags(0), passed: 0 }
 
 pub(super) struct Index {
     buckets: Box<[Bucket]>,
-    mask: usize,
 }
 
 #[inline]
@@ -64,24 +63,36 @@ impl Index {
     /// Room for `capacity` entries at no more than two thirds of the lanes.
     pub(super) fn new(capacity: usize, hint: impl Hint) -> Self {
         let lanes = capacity.max(LANES) + capacity / 2;
-        let count = lanes.div_ceil(LANES).next_power_of_two();
+        let count = lanes.div_ceil(LANES);
         let mut buckets = Vec::with_capacity(count);
         // Before the memory is touched, which decides on its pages.
         hint.large(&buckets);
         buckets.resize(count, EMPTY);
-        Self { buckets: buckets.into_boxed_slice(), mask: count - 1 }
+        Self { buckets: buckets.into_boxed_slice() }
+    }
+
+    /// The bucket where a hash belongs: its low half, scaled to the number of buckets.
+    #[inline]
+    fn home(&self, hash: u64) -> usize {
+        ((u64::from(hash as u32) * self.buckets.len() as u64) >> 32) as usize
+    }
+
+    /// The bucket after this one, around.
+    #[inline]
+    fn next(&self, at: usize) -> usize {
+        if at + 1 < self.buckets.len() { at + 1 } else { 0 }
     }
 
     /// The line that a lookup of this hash reads first.
     #[inline]
     pub(super) fn line(&self, hash: u64) -> Option<&impl Sized> {
-        self.buckets.get(hash as usize & self.mask)
+        self.buckets.get(self.home(hash))
     }
 
     /// A place that the first line gives for this hash; likely the one, without a look at its key.
     #[inline]
     pub(super) fn guess(&self, hash: u64) -> Option<u32> {
-        let bucket = self.buckets.get(hash as usize & self.mask)?;
+        let bucket = self.buckets.get(self.home(hash))?;
         bucket.places.get(first(bucket.tags.matching(tag(hash)))).copied()
     }
 
@@ -90,9 +101,9 @@ impl Index {
     #[inline]
     pub(super) fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let t = tag(hash);
-        let mut at = hash as usize & self.mask;
+        let mut at = self.home(hash);
         // One round at most, though a table that is never full ends far earlier.
-        for _ in 0..=self.mask {
+        for _ in 0..self.buckets.len() {
             let bucket = self.buckets.get(at)?;
             let mut lanes = bucket.tags.matching(t);
             while let Some(&place) = bucket.places.get(first(lanes)) {
@@ -104,15 +115,15 @@ impl Index {
             if bucket.passed == 0 {
                 return None;
             }
-            at = (at + 1) & self.mask;
+            at = self.next(at);
         }
         None
     }
 
     /// Adds an entry that is not there yet; the caller keeps the count below the capacity.
     pub(super) fn insert(&mut self, hash: u64, place: u32) {
-        let mut at = hash as usize & self.mask;
-        for _ in 0..=self.mask {
+        let mut at = self.home(hash);
+        for _ in 0..self.buckets.len() {
             let Some(bucket) = self.buckets.get_mut(at) else { return };
             let lane = first(bucket.tags.matching(0));
             if let Some(empty) = bucket.places.get_mut(lane) {
@@ -121,16 +132,16 @@ impl Index {
                 return;
             }
             bucket.passed += 1;
-            at = (at + 1) & self.mask;
+            at = self.next(at);
         }
         debug_assert!(false, "the index is full");
     }
 
     /// Takes an entry out.
     pub(super) fn remove(&mut self, hash: u64, place: u32) {
-        let start = hash as usize & self.mask;
+        let start = self.home(hash);
         let mut at = start;
-        for _ in 0..=self.mask {
+        for _ in 0..self.buckets.len() {
             let Some(bucket) = self.buckets.get_mut(at) else { return };
             if let Some(lane) = bucket.places.iter().position(|&p| p == place) {
                 bucket.tags.set(lane, 0);
@@ -140,11 +151,11 @@ impl Index {
                     if let Some(b) = self.buckets.get_mut(before) {
                         b.passed -= 1;
                     }
-                    before = (before + 1) & self.mask;
+                    before = self.next(before);
                 }
                 return;
             }
-            at = (at + 1) & self.mask;
+            at = self.next(at);
         }
         debug_assert!(false, "removing what is not in the index");
     }
@@ -175,7 +186,7 @@ mod tests {
                 }
                 None => {
                     // Few distinct buckets, so that they overflow.
-                    let hash = (random() << 48) | (random() % 64);
+                    let hash = (random() << 48) | ((random() % 64) << 26);
                     index.insert(hash, place);
                     model.insert(place, hash);
                 }

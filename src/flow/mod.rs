@@ -110,7 +110,8 @@ pub struct FlowTable<H = NoHint> {
 struct Slab {
     hot: Vec<Hot>,
     cold: Vec<Cold>,
-    free: Vec<u32>,
+    /// The first of the free places, which are chained, and how many there are.
+    free: (u32, usize),
 }
 
 impl Links for Slab {
@@ -125,6 +126,20 @@ impl Slab {
     fn flow(&mut self, place: u32) -> Flow<'_> {
         Flow { hot: &mut self.hot[place as usize], cold: &mut self.cold[place as usize] }
     }
+
+    /// Ends the use of a place.
+    fn give_back(&mut self, place: u32) {
+        self.hot[place as usize].retire(self.free.0);
+        self.free = (place, self.free.1 + 1);
+    }
+
+    /// A place that was used before.
+    fn take_free(&mut self) -> Option<u32> {
+        let place = self.free.0;
+        let next = self.hot.get(place as usize)?.next_free();
+        self.free = (next, self.free.1 - 1);
+        Some(place)
+    }
 }
 
 impl<H: Hint> FlowTable<H> {
@@ -135,7 +150,7 @@ impl<H: Hint> FlowTable<H> {
         let slab = Slab {
             hot: Vec::with_capacity(max_flows),
             cold: Vec::with_capacity(max_flows),
-            free: Vec::with_capacity(max_flows),
+            free: (NONE, 0),
         };
         hint.large(&slab.hot);
         hint.large(&slab.cold);
@@ -159,7 +174,7 @@ impl<H: Hint> FlowTable<H> {
 
     /// Flows in the table.
     pub fn len(&self) -> usize {
-        self.slab.hot.len() - self.slab.free.len()
+        self.slab.hot.len() - self.slab.free.1
     }
 
     /// Whether there are no flows.
@@ -414,7 +429,7 @@ impl<H: Hint> FlowTable<H> {
             arrival,
             wants: sink.wants(),
         };
-        let place = match self.slab.free.pop() {
+        let place = match self.slab.take_free() {
             Some(place) => {
                 self.slab.hot[place as usize] = birth.hot();
                 self.slab.cold[place as usize] = birth.cold();
@@ -444,14 +459,13 @@ impl<H: Hint> FlowTable<H> {
             self.unlist(place);
         }
         self.wheel.remove(&mut self.slab, place);
-        let hot = &mut self.slab.hot[place as usize];
+        let hot = &self.slab.hot[place as usize];
         if hot.wants.is_held() {
             sink.forget(place);
         }
-        hot.retire();
         let key = hot.key;
         self.index.remove(self.hash(&key), place);
-        self.slab.free.push(place);
+        self.slab.give_back(place);
     }
 
     #[cold]

@@ -41,7 +41,8 @@ pub(super) struct Hot {
     /// The source's clock at the last packet.
     pub(super) last_clock: u64,
     end_ns: u64,
-    /// When the open delta is due, in coarse units, wrapping; only meaningful while there is one.
+    /// When the open delta is due, in coarse units, wrapping; only meaningful while there is one. Of a
+    /// free place, the next free one.
     delta_due: u32,
     bits: u8,
     tcp_flags: u8,
@@ -190,8 +191,15 @@ impl Hot {
         self.has(bit::IN_USE)
     }
 
-    pub(super) fn retire(&mut self) {
+    /// Ends its use; `next` is the next free place.
+    pub(super) fn retire(&mut self, next: u32) {
         self.bits = 0;
+        self.delta_due = next;
+    }
+
+    /// What [`Hot::retire`] was told.
+    pub(super) fn next_free(&self) -> u32 {
+        self.delta_due
     }
 
     pub(super) fn is_listed(&self) -> bool {

@@ -30,7 +30,8 @@ enum Phase {
     Start,
     /// Something of it was said already: a TLS server's hello, an SSH banner.
     Told,
-    /// Behind a head, before the next.
+    /// Behind a head, before the next; or in a protocol that is not read, which may turn to one that
+    /// is: STARTTLS, a proxy.
     Between,
     Done,
 }
@@ -119,10 +120,8 @@ impl Inspector {
         }
         let ahead = seen.stream_at.wrapping_sub(half.base).cast_signed();
         if half.phase == Phase::Between {
-            let head = http::may_be_request(payload) || http::may_be_response(payload);
-            if ahead < 0 || payload.len() < 4 || !head {
-                return false;
-            }
+            let Some(app) = head(payload).filter(|_| ahead >= 0) else { return false };
+            state.app = Some(app);
             *half = Half { base: seen.stream_at, buffer: stream::NONE, phase: Phase::Start };
         }
         let ahead = seen.stream_at.wrapping_sub(half.base).cast_signed();
@@ -274,23 +273,25 @@ impl Inspector {
                 match sniff::stream(bytes, ports) {
                     Sniffed::Is(app) => app,
                     Sniffed::Short => return Step::More,
-                    Sniffed::Unknown => return Step::Done,
+                    Sniffed::Unknown => return Step::Next,
                 }
             }
         };
+        if !matches!(app, App::Tls | App::Http | App::Ssh | App::Dns) {
+            report::app(app, &mut FieldWriter::new(&mut self.fields));
+            note(NoteKind::App, seen, &self.fields, out);
+            // Once is enough: the other side only waits for a turn of the protocol.
+            let now = Half { phase: Phase::Between, ..state.halves[1 - (seen.side & 1)] };
+            state.halves[1 - (seen.side & 1)] = now;
+            return Step::Next;
+        }
         state.app = Some(app);
         let half = &mut state.halves[seen.side & 1];
         match app {
             App::Tls => self.tls(half, seen, bytes, out),
             App::Http => self.http(seen, bytes, out),
             App::Ssh => self.ssh(half, seen, bytes, out),
-            App::Dns => self.dns(seen, bytes, out),
-            _ => {
-                report::app(app, &mut FieldWriter::new(&mut self.fields));
-                note(NoteKind::App, seen, &self.fields, out);
-                state.halves.iter_mut().for_each(|half| half.phase = Phase::Done);
-                Step::Done
-            }
+            _ => self.dns(seen, bytes, out),
         }
     }
 
@@ -411,6 +412,21 @@ impl Inspector {
         report::dns(App::Dns, &message, &mut FieldWriter::new(&mut self.fields));
         note(NoteKind::Dns, seen, &self.fields, out);
         Step::Read(2 + len)
+    }
+}
+
+/// What a packet in the middle of a stream begins, if it is something that is read.
+fn head(payload: &[u8]) -> Option<App> {
+    if payload.len() < 6 {
+        None
+    } else if tls::may_be(payload) {
+        Some(App::Tls)
+    } else if ssh::may_be(payload) {
+        Some(App::Ssh)
+    } else if http::may_be_request(payload) || http::may_be_response(payload) {
+        Some(App::Http)
+    } else {
+        None
     }
 }
 

@@ -262,9 +262,15 @@ impl<'a> ServerHello<'a> {
         let mut b = Bytes(body);
         let legacy_version = b.u16()?;
         b.take(32)?;
-        b.block8().filter(|id| id.len() <= 32)?;
+        // Drafts of TLS 1.3 before the 22nd had neither session id nor compression here.
+        let draft = legacy_version >> 8 == 0x7f;
+        if !draft {
+            b.block8().filter(|id| id.len() <= 32)?;
+        }
         let cipher = b.u16()?;
-        b.u8()?;
+        if !draft {
+            b.u8()?;
+        }
         let extensions = if b.is_empty() { &[][..] } else { b.block16()? };
         Some(Self { legacy_version, cipher, extensions })
     }

@@ -94,7 +94,6 @@ fn add_session(table: &mut Table, session: &Value) {
         ("tls.ja3", &session["tls"]["ja3"]),
         ("tls.ja3s", &session["tls"]["ja3s"]),
         ("tls.ja4", &session["tls"]["ja4"]),
-        ("http.host", &session["http"]["host"]),
         ("http.useragent", &session["http"]["useragent"]),
         ("ssh.version", &session["ssh"]["version"]),
         ("ssh.hassh", &session["ssh"]["hassh"]),
@@ -105,6 +104,9 @@ fn add_session(table: &mut Table, session: &Value) {
     ] {
         add(table, ends, field, strings(value));
     }
+    // Hosts of requests and names of servers are one field there, some with a port.
+    let hosts = strings(&session["http"]["host"]).into_iter();
+    add(table, ends, "http.host", hosts.map(without_port).collect());
     for certificate in session["cert"].as_array().into_iter().flatten() {
         add(table, ends, "cert.hash", strings(&certificate["hash"]));
     }
@@ -149,6 +151,7 @@ fn add_line(table: &mut Table, line: &Value) {
     add(table, ends, "tls.ja4", strings(&tls["ja4"]));
     add(table, ends, "cert.hash", strings(&tls["fingerprint"]));
     add(table, ends, "quic.host", strings(&line["quic"]["sni"]));
+    add(table, ends, "http.host", strings(&tls["sni"]));
     add(table, ends, "http.host", strings(&line["http"]["hostname"]));
     add(table, ends, "http.useragent", strings(&line["http"]["http_user_agent"]));
     for (side, hassh) in [("client", "ssh.hassh"), ("server", "ssh.hasshServer")] {
@@ -164,4 +167,11 @@ fn add_line(table: &mut Table, line: &Value) {
     add(table, ends, "dhcp.mac", strings(&line["dhcp"]["client_mac"]));
     let kinds = strings(&line["dhcp"]["dhcp_type"]);
     add(table, ends, "dhcp.type", kinds.into_iter().map(|k| k.to_uppercase()).collect());
+}
+
+fn without_port(host: String) -> String {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.parse::<u16>().is_ok() => name.to_owned(),
+        _ => host,
+    }
 }
