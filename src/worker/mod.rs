@@ -120,9 +120,14 @@ impl NoteSink for NoteRing {
     }
 }
 
+/// Bytes of a packet in several buffers that are read: any IP packet with its link's headers.
+const CHAINED: usize = (1 << 16) + 256;
+
 struct Reader {
     inspector: Inspector,
     notes: NoteRing,
+    /// A packet that lies in several buffers, put together.
+    chained: Vec<u8>,
     until: Arc<AtomicU64>,
 }
 
@@ -157,10 +162,17 @@ impl EventSink for Hooks<'_> {
     fn inspect(&mut self, seen: &Seen<'_>) -> Wants {
         let Some(reader) = &mut self.reader else { return Wants::default() };
         let d = seen.decoded;
-        let captured = self.packets.get(seen.frame as usize).map_or(&[][..], Mbuf::data);
+        let Some(packet) = self.packets.get(seen.frame as usize) else { return Wants::default() };
+        let Reader { inspector, notes, chained, .. } = &mut **reader;
+        let captured = if packet.len() as usize > packet.data().len() {
+            gather(packet, chained);
+            chained.as_slice()
+        } else {
+            packet.data()
+        };
         let rest = captured.get(d.payload_at as usize..).unwrap_or_default();
         let payload = rest.get(..d.payload_len as usize).unwrap_or(rest);
-        reader.inspector.inspect(seen, payload, &mut reader.notes)
+        inspector.inspect(seen, payload, notes)
     }
 
     fn forget(&mut self, place: u32) {
@@ -212,7 +224,8 @@ impl Worker {
     pub fn read_payloads(&mut self, reading: Reading) {
         let Reading { inspector, notes, fields, until } = reading;
         let notes = NoteRing { notes, fields, waits: self.waits, sent: 0, dropped: 0 };
-        self.reader = Some(Box::new(Reader { inspector, notes, until }));
+        let chained = Vec::with_capacity(CHAINED);
+        self.reader = Some(Box::new(Reader { inspector, notes, chained, until }));
     }
 
     /// One burst, or one step of the end.
@@ -396,6 +409,16 @@ impl Worker {
         self.table.advance(now, BURST, &mut hooks);
         self.has_read_until(now);
         self.count_table();
+    }
+}
+
+/// Copies a packet's segments one behind the other, as far as there is room.
+#[cold]
+fn gather(packet: &Mbuf, out: &mut Vec<u8>) {
+    out.clear();
+    for segment in packet.segments() {
+        let room = out.capacity() - out.len();
+        out.extend_from_slice(segment.get(..room).unwrap_or(segment));
     }
 }
 
