@@ -16,7 +16,7 @@ use malakocut::capture::CaptureReader;
 use malakocut::packet::{Decoded, Frame, Link, decode};
 
 /// Rounds for each target, and time after which no more are begun.
-const ROUNDS: u64 = 200_000;
+const ROUNDS: u64 = 1_000_000;
 const TIME: Duration = Duration::from_secs(4);
 
 /// xorshift64*: the same numbers in every run.

@@ -216,6 +216,10 @@ impl Inspector {
     }
 
     fn datagram(&mut self, seen: &Seen<'_>, payload: &[u8], out: &mut impl NoteSink) -> Wants {
+        if seen.wants.is_held() {
+            // Only of a hello in the making is something kept.
+            return self.quic(seen, payload, out);
+        }
         let left = seen.wants.left().saturating_sub(1);
         let ports = [seen.decoded.tuple.sport, seen.decoded.tuple.dport];
         let Some(app) = sniff::datagram(payload, ports) else { return Wants::packets(left) };
@@ -267,7 +271,11 @@ impl Inspector {
             Wants::default()
         };
         if seen.side != 0 {
-            return if seen.wants.is_held() { Wants::held(left.max(1)) } else { Wants::packets(left) };
+            return match (seen.wants.is_held(), left) {
+                (true, 0) => give_up(self),
+                (true, _) => Wants::held(left),
+                (false, _) => Wants::packets(left),
+            };
         }
         let Some(index) = self.state(seen) else { return Wants::default() };
         let Some(state) = self.states.get_mut(index as usize) else { return Wants::default() };
@@ -358,3 +366,6 @@ fn not_allowed(app: App, seen: &Seen<'_>, fields: &mut Vec<u8>, out: &mut impl N
     w.put(Tag::What, &[b"malformed_data"]);
     note(NoteKind::Anomaly, seen, fields, out);
 }
+
+#[cfg(test)]
+mod tests;
