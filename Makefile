@@ -2,12 +2,13 @@
 # make test   every check and test; installs what it needs
 # make bench  measure the binary against the machine's limits and other programs (BENCH_ARGS=--quick)
 # make bench-check  instructions per packet against the committed figures (BLESS=--bless)
+# make fuzz   the parsers under coverage-guided fuzzing, FUZZ_SECONDS=60 each (stable toolchain)
 # make build | lint | clean
 
 CARGO ?= cargo
 CAPTURE := tests/captures/home.pcap.gz
 
-.PHONY: run build test bench bench-check lint toolchain clean
+.PHONY: run build test bench bench-check fuzz lint toolchain clean
 
 run: build
 	@scripts/setup-hugepages.sh || true
@@ -35,6 +36,11 @@ bench-check: toolchain
 	$(CARGO) bench --locked --bench packet_path --no-run
 	@benches/check.py "$$($(CARGO) bench --locked --bench packet_path --no-run --message-format=json 2>/dev/null \
 		| sed -n 's/.*"executable":"\([^"]*packet_path[^"]*\)".*/\1/p')" $(CAPTURE) $(BLESS)
+
+FUZZ_SECONDS ?= 60
+fuzz: toolchain
+	@scripts/install-packages.sh build
+	fuzz/run.sh $(FUZZ_SECONDS)
 
 lint: toolchain
 	$(CARGO) fmt --all --check

@@ -1,7 +1,8 @@
 //! malakocut: a network detection and response sensor for a mirror port, on DPDK.
 //!
 //! The modules follow the packet: `capture` takes it in, `packet` reads it, `flow` accounts for it,
-//! `event` says what a flow was, `journal` keeps the bytes, `export` hands the events on, `worker`
+//! `event` says what a flow was, `inspect` what it was about, `journal` keeps the bytes, `eve` writes
+//! Suricata's lines, `export` hands the events on, `worker`
 //! is the loop that ties them together, `sensor` starts and stops it all. Imports run one way, from
 //! the last to the first.
 

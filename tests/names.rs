@@ -11,6 +11,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
+use malakocut::eve::{Alert, EveWriter};
+use malakocut::event::{About, ConnState, Counts, FlowEvent, History};
+use malakocut::packet::{Addr, FlowKey, Tuple, proto};
 use serde_json::Value;
 
 /// A capture in the making.
@@ -41,7 +44,14 @@ impl Capture {
         self.add(micros, &frame);
     }
 
-    fn tcp(&mut self, micros: u64, from: ([u8; 4], u16), to: ([u8; 4], u16), seq: u32, data: &[u8]) {
+    fn tcp(
+        &mut self,
+        micros: u64,
+        from: ([u8; 4], u16),
+        to: ([u8; 4], u16),
+        seq: u32,
+        data: &[u8],
+    ) {
         let mut frame = Vec::new();
         let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
             .ipv4(from.0, to.0, 64)
@@ -127,9 +137,11 @@ fn answers_seen_by_one_worker_name_the_flows_of_others() {
         let named: Vec<&Value> = flows.iter().filter(|f| f["dst_name"].is_string()).collect();
         assert_eq!(named.len(), expected, "{n} lcores");
         for flow in named {
-            let low: u32 = flow["src_ip"].as_str().unwrap().rsplit('.').next().unwrap().parse().unwrap();
+            let low: u32 =
+                flow["src_ip"].as_str().unwrap().rsplit('.').next().unwrap().parse().unwrap();
             let name = flow["dst_name"].as_str().unwrap();
-            let number: u32 = name.strip_prefix("host").unwrap().split('.').next().unwrap().parse().unwrap();
+            let number: u32 =
+                name.strip_prefix("host").unwrap().split('.').next().unwrap().parse().unwrap();
             assert_eq!((number & 0xff, name.ends_with(".example.com")), (low, true), "{flow}");
         }
         let mut lines: Vec<String> = flows
@@ -182,7 +194,9 @@ fn turned_off_nothing_is_read() {
     for field in ["sni", "dns_query", "dst_name", "http_host"] {
         assert!(flows.iter().all(|f| f[field].is_null()), "{field}");
     }
-    assert!(eve.iter().all(|l| matches!(l["event_type"].as_str(), Some("flow" | "netflow" | "stats"))));
+    assert!(
+        eve.iter().all(|l| matches!(l["event_type"].as_str(), Some("flow" | "netflow" | "stats")))
+    );
 }
 
 /// The oracles' directory, which holds Suricata's schema and a script that holds lines against it.
@@ -203,7 +217,15 @@ fn every_eve_line_is_valid_by_suricatas_schema() {
     };
     let dir = tempfile::tempdir().unwrap();
     let mut lines = 0;
-    let mut files = vec![common::home()];
+    // What no shipped capture has: a header that contradicts itself, and no DNS on its port.
+    let odd = dir.path().join("odd.pcap");
+    let mut c = Capture::new();
+    c.udp(1, ([10, 0, 0, 1], 5000), ([10, 0, 0, 2], 53), b"not DNS");
+    let mut bad = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x41];
+    bad.resize(60, 0);
+    c.add(2, &bad);
+    c.save(&odd);
+    let mut files = vec![common::home(), odd];
     let arkime = fs::read_dir(oracles.join("arkime")).unwrap().map(|e| e.unwrap().path());
     files.extend(arkime.filter(|p| p.extension().is_some_and(|e| e == "pcap")));
     let all = dir.path().join("all.json");
@@ -220,11 +242,59 @@ fn every_eve_line_is_valid_by_suricatas_schema() {
     let expected =
         ["anomaly", "arp", "dhcp", "dns", "flow", "http", "netflow", "quic", "ssh", "stats", "tls"];
     assert_eq!(kinds.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    let mut alert = Vec::new();
+    write_alert(&mut alert);
+    out.write_all(&alert).unwrap();
     let check =
         Command::new("python3").arg(oracles.join("eve_check.py")).arg(&all).output().unwrap();
     let said = String::from_utf8_lossy(&check.stdout);
     assert!(check.status.success(), "{}", &said[..said.len().min(3000)]);
     println!("{lines} lines of {} captures: {}", files.len(), said.trim());
+}
+
+/// A line as a detection would write it.
+fn write_alert(out: &mut Vec<u8>) {
+    let tuple = Tuple {
+        src: Addr::v4([10, 0, 0, 5]),
+        dst: Addr::v4([10, 0, 0, 9]),
+        sport: 4444,
+        dport: 22,
+        proto: proto::TCP,
+        ..Tuple::default()
+    };
+    let event = FlowEvent {
+        flow_id: u64::MAX,
+        shred: 0,
+        key: FlowKey::of(&tuple).0,
+        orig_is_a: true,
+        timestamp_ns: 2_000_000_000,
+        start_ns: 1_000_000_000,
+        end_ns: 2_000_000_000,
+        idle_ns: 0,
+        delta: [Counts::default(); 2],
+        total: [Counts { packets: 1, bytes: 60, ip_bytes: 46 }, Counts::default()],
+        end: None,
+        conn_state: ConnState::S0,
+        history: History::default(),
+        tcp_flags: 2,
+        macs: [Some([2, 0, 0, 0, 0, 1]), Some([2, 0, 0, 0, 0, 2])],
+        vlans: Default::default(),
+        rtt_ns: None,
+        retransmits: 0,
+    };
+    let alert = Alert {
+        timestamp_ns: 2_000_000_000,
+        signature_id: 1_000_001,
+        revision: 1,
+        signature: "horizontal scan",
+        category: "Attempted Information Leak",
+        severity: 2,
+        context: &[("conn_state", "S0".into())],
+        capture_file: Some("/var/lib/malakocut/pcap/seg-1.pcap"),
+    };
+    EveWriter::new("attic", Some("eth1".into())).alert(&alert, &event, &About::default(), out);
+    let line: Value = serde_json::from_slice(out).unwrap();
+    assert_eq!((&line["flow"]["pkts_toserver"], &line["in_iface"]), (&1.into(), &"eth1".into()));
 }
 
 #[test]
@@ -285,7 +355,12 @@ fn a_million_names_in_bounded_memory() {
         for n in 0..answers {
             let name = format!("n{n}.example.com");
             let ip = (0x0b00_0000 + n / 2).to_be_bytes();
-            c.udp(u64::from(n), ([10, 9, 9, 9], 53), ([10, 0, 0, 1], 5000), &answer(&name, ip, 3600));
+            c.udp(
+                u64::from(n),
+                ([10, 9, 9, 9], 53),
+                ([10, 0, 0, 1], 5000),
+                &answer(&name, ip, 3600),
+            );
         }
         c.save(&capture);
         let args = ["--journal", "off", "--summary", "json", "--max-flows", "1000"];

@@ -26,9 +26,14 @@ pub(super) fn dns(bytes: &[u8], o: &mut Object<'_>) {
     o.text("type", if response { "response" } else { "request" });
     o.number("id", find(bytes, Tag::DnsId).map_or(0, number));
     o.text("flags", &format!("{flags:x}"));
-    for (bit, name) in
-        [(0x8000, "qr"), (0x0400, "aa"), (0x0200, "tc"), (0x0100, "rd"), (0x0080, "ra"), (0x0040, "z")]
-    {
+    for (bit, name) in [
+        (0x8000, "qr"),
+        (0x0400, "aa"),
+        (0x0200, "tc"),
+        (0x0100, "rd"),
+        (0x0080, "ra"),
+        (0x0040, "z"),
+    ] {
         if flags & bit != 0 {
             o.flag(name, true);
         }
@@ -79,8 +84,7 @@ pub(super) fn dhcp(bytes: &[u8], o: &mut Object<'_>) {
 
 /// The name of a DHCP message type (RFC 2132, section 9.6).
 fn dhcp_type(kind: u8) -> Option<&'static str> {
-    let names =
-        ["discover", "offer", "request", "decline", "ack", "nak", "release", "inform"];
+    let names = ["discover", "offer", "request", "decline", "ack", "nak", "release", "inform"];
     names.get(usize::from(kind).checked_sub(1)?).copied()
 }
 
@@ -176,7 +180,7 @@ pub(super) fn ssh(ssh: &Ssh, o: &mut Object<'_>) {
 
 pub(super) fn http(http: &Http, o: &mut Object<'_>) {
     let host = http.host.as_deref();
-    o.some("hostname", host.map(|h| without_port(h)));
+    o.some("hostname", host.map(without_port));
     if let Some(port) = host.and_then(port_of) {
         o.number("http_port", port);
     }

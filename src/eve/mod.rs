@@ -213,13 +213,7 @@ impl EveWriter {
     }
 
     /// The line of a finding about a flow.
-    pub fn alert(
-        &self,
-        alert: &Alert<'_>,
-        e: &FlowEvent,
-        about: &About<'_>,
-        out: &mut Vec<u8>,
-    ) {
+    pub fn alert(&self, alert: &Alert<'_>, e: &FlowEvent, about: &About<'_>, out: &mut Vec<u8>) {
         let ends = Ends { flow_id: e.flow_id, key: &e.key, orig_is_a: e.orig_is_a };
         self.line("alert", alert.timestamp_ns, Some(&ends), out, |o| {
             vlans(e, o);
@@ -267,7 +261,10 @@ impl EveWriter {
                     o.number("invalid", c.sum(Group::Malformed));
                     o.number("arp", c.get(Counter::Arp));
                     o.number("unknown_ethertype", c.get(Counter::OtherEtherType));
-                    o.number("avg_pkt_size", c.get(Counter::Bytes).checked_div(packets).unwrap_or(0));
+                    o.number(
+                        "avg_pkt_size",
+                        c.get(Counter::Bytes).checked_div(packets).unwrap_or(0),
+                    );
                 });
                 o.object("flow", |o| {
                     o.number("total", c.get(Counter::Flows));
@@ -343,7 +340,9 @@ fn protocol(number: u8) -> String {
 /// Microseconds, as in `2025-01-01T00:00:00.000000+0000`.
 fn time(ns: u64) -> String {
     match jiff::Timestamp::from_nanosecond(i128::from(ns)) {
-        Ok(time) => format!("{}.{:06}+0000", time.strftime("%Y-%m-%dT%H:%M:%S"), ns / 1000 % 1_000_000),
+        Ok(time) => {
+            format!("{}.{:06}+0000", time.strftime("%Y-%m-%dT%H:%M:%S"), ns / 1000 % 1_000_000)
+        }
         Err(_) => "9999-12-31T23:59:59.999999+0000".into(),
     }
 }

@@ -94,7 +94,10 @@ mod tests {
     fn numbers_and_ports() {
         assert_eq!(App::of(App::Coap as u8), Some(App::Coap));
         assert_eq!(App::of(255), None);
-        assert_eq!((App::by_port(true, 443), App::by_port(false, 443)), (Some(App::Quic), Some(App::Tls)));
+        assert_eq!(
+            (App::by_port(true, 443), App::by_port(false, 443)),
+            (Some(App::Quic), Some(App::Tls))
+        );
         assert_eq!(App::by_port(false, 9), None);
     }
 }

@@ -13,8 +13,8 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::passive::Names;
 use super::{dns, tls};
 use crate::event::{
-    About, Answer, App, Certificate, Content, Dhcp, Dns, FlowEvent, Http, Note, NoteKind, Ssh, Tag, Tls,
-    fields, number,
+    About, Answer, App, Certificate, Content, Dhcp, Dns, FlowEvent, Http, Note, NoteKind, Ssh, Tag,
+    Tls, fields, number,
 };
 use crate::packet::Addr;
 
@@ -108,9 +108,7 @@ impl Collector {
         let (src, dst) = if e.orig_is_a { (a, b) } else { (b, a) };
         let (src_name, dst_name) = match self.names.is_empty() {
             true => (None, None),
-            false => {
-                (self.names.name(dst, src, e.start_ns), self.names.name(src, dst, e.start_ns))
-            }
+            false => (self.names.name(dst, src, e.start_ns), self.names.name(src, dst, e.start_ns)),
         };
         let content = if e.end.is_some() {
             self.ended = self.flows.remove(&e.flow_id);
@@ -154,7 +152,8 @@ impl Collector {
         let asker = (!told_to_all).then(|| orig.ip(v6));
         let mut name: Option<Arc<str>> = None;
         for (tag, value) in fields(bytes) {
-            let Some((ttl, owner, address)) = (tag == Tag::Address).then(|| address(value)).flatten()
+            let Some((ttl, owner, address)) =
+                (tag == Tag::Address).then(|| address(value)).flatten()
             else {
                 continue;
             };
@@ -281,8 +280,8 @@ fn add_tls(tls: &mut Tls, server: bool, bytes: &[u8]) {
             (Tag::Sni, false) if tls.sni.is_none() => tls.sni = Some(text(value)),
             (Tag::Alpn, false) if tls.alpns.len() < 16 => tls.alpns.push(text(value)),
             (Tag::Alpn, true) if tls.alpn.is_none() => tls.alpn = Some(text(value)),
-            (Tag::Ja3, false) => tls.ja3 = tls.ja3.or(value.try_into().ok()),
-            (Tag::Ja3, true) => tls.ja3s = tls.ja3s.or(value.try_into().ok()),
+            (Tag::Ja3, false) => tls.ja3 = tls.ja3.or_else(|| value.try_into().ok()),
+            (Tag::Ja3, true) => tls.ja3s = tls.ja3s.or_else(|| value.try_into().ok()),
             (Tag::Ja4, _) if tls.ja4.is_none() => tls.ja4 = Some(text(value)),
             (Tag::QuicVersion, _) if tls.quic_version.is_none() => {
                 tls.quic_version = Some(text(value));
@@ -309,9 +308,8 @@ fn certificate(der: &[u8]) -> Option<Certificate> {
             });
         }
     }
-    let colons = |bytes: &[u8]| {
-        bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":")
-    };
+    let colons =
+        |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":");
     let validity = parsed.validity();
     Some(Certificate {
         subject: parsed.subject().to_string(),
@@ -348,7 +346,7 @@ fn add_ssh(ssh: &mut Ssh, side: u8, bytes: &[u8]) {
     for (tag, value) in fields(bytes) {
         match tag {
             Tag::Banner if ssh.banners[side].is_none() => ssh.banners[side] = Some(text(value)),
-            Tag::Hassh => ssh.hassh[side] = ssh.hassh[side].or(value.try_into().ok()),
+            Tag::Hassh => ssh.hassh[side] = ssh.hassh[side].or_else(|| value.try_into().ok()),
             _ => {}
         }
     }

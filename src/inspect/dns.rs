@@ -477,9 +477,6 @@ mod tests {
         m.extend(b"\x04a.\x7f\xff\x05caf\xc3\xa9\0\0\x01\0\x01");
         let m = Message::parse(&m).unwrap();
         assert_eq!(&m.questions().next().unwrap().name[..], "a\\046\\127\\255.café");
-        assert_eq!(
-            &netbios_name("fhepfcelehfcepfffacacacacacacaca").unwrap()[..],
-            "WORKGROUP<20>"
-        );
+        assert_eq!(&netbios_name("fhepfcelehfcepfffacacacacacacaca").unwrap()[..], "WORKGROUP<20>");
     }
 }

@@ -36,8 +36,21 @@ pub enum Head<T> {
 }
 
 const METHODS: [&[u8]; 16] = [
-    b"GET ", b"POST ", b"HEAD ", b"PUT ", b"DELETE ", b"OPTIONS ", b"CONNECT ", b"PATCH ",
-    b"TRACE ", b"PROPFIND ", b"REPORT ", b"MKCOL ", b"SEARCH ", b"LOCK ", b"SUBSCRIBE ",
+    b"GET ",
+    b"POST ",
+    b"HEAD ",
+    b"PUT ",
+    b"DELETE ",
+    b"OPTIONS ",
+    b"CONNECT ",
+    b"PATCH ",
+    b"TRACE ",
+    b"PROPFIND ",
+    b"REPORT ",
+    b"MKCOL ",
+    b"SEARCH ",
+    b"LOCK ",
+    b"SUBSCRIBE ",
     b"NOTIFY ",
 ];
 
@@ -117,7 +130,8 @@ mod tests {
         let Head::Whole(r) = request(ASK) else { panic!() };
         assert_eq!((r.method, r.uri, r.version), ("GET", "/a?b=c", 1));
         assert_eq!((r.host, r.user_agent), (Some(&b"example.com"[..]), Some(&b"curl/8"[..])));
-        let answer = b"HTTP/1.0 404 Not Found\r\nContent-Length: 12\r\ncontent-type: text/html\r\n\r\n";
+        let answer =
+            b"HTTP/1.0 404 Not Found\r\nContent-Length: 12\r\ncontent-type: text/html\r\n\r\n";
         let Head::Whole(r) = response(answer) else { panic!() };
         assert_eq!((r.status, r.version, r.length), (404, 0, Some(12)));
         assert_eq!(request(b"\x16\x03\x01"), Head::Not);

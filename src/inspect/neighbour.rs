@@ -76,7 +76,10 @@ mod tests {
         let mut p = vec![0, 1, 8, 0, 6, 4, 0, 2, 1, 2, 3, 4, 5, 6, 10, 0, 0, 1];
         p.extend([6, 5, 4, 3, 2, 1, 10, 0, 0, 2]);
         let arp = Arp::parse(&p).unwrap();
-        assert_eq!((arp.operation, arp.src_ip, arp.src_mac), (2, [10, 0, 0, 1], [1, 2, 3, 4, 5, 6]));
+        assert_eq!(
+            (arp.operation, arp.src_ip, arp.src_mac),
+            (2, [10, 0, 0, 1], [1, 2, 3, 4, 5, 6])
+        );
         for n in 0..p.len() {
             assert_eq!(Arp::parse(&p[..n]), None);
         }

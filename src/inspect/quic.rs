@@ -147,11 +147,7 @@ fn expand(from: &Hkdf<Sha256>, label: &[u8], out: &mut [u8]) {
 impl Keys {
     pub fn new(version: Version, dcid: &[u8], side: Side) -> Self {
         let (key, iv, header) = secrets(version, dcid, side);
-        Self {
-            packet: Aes128Gcm::new(&key.into()),
-            iv,
-            header: Aes128::new(&header.into()),
-        }
+        Self { packet: Aes128Gcm::new(&key.into()), iv, header: Aes128::new(&header.into()) }
     }
 }
 
@@ -199,8 +195,12 @@ pub fn open<'d>(datagram: &'d [u8], keys: &Keys, out: &mut Vec<u8>) -> Option<&'
     }
     out.clear();
     out.extend_from_slice(sealed);
-    let opened =
-        keys.packet.decrypt_inout_detached(&nonce.into(), &aad, out.as_mut_slice().into(), &(*tag).into());
+    let opened = keys.packet.decrypt_inout_detached(
+        &nonce.into(),
+        &aad,
+        out.as_mut_slice().into(),
+        &(*tag).into(),
+    );
     opened.is_ok().then_some(rest)
 }
 
@@ -374,10 +374,7 @@ pub(super) mod tests {
             let keys = Keys::new(version, header.dcid, Side::Client);
             let mut out = Vec::with_capacity(2048);
             assert_eq!(open(&coalesced, &keys, &mut out), Some(&b"more"[..]));
-            assert_eq!(
-                crypto_frames(&out).collect::<Vec<_>>(),
-                [(0, &b"hello"[..]), (5, b"!!")]
-            );
+            assert_eq!(crypto_frames(&out).collect::<Vec<_>>(), [(0, &b"hello"[..]), (5, b"!!")]);
             assert_eq!(skip(&coalesced), Some(&b"more"[..]));
         }
     }

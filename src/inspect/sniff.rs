@@ -15,7 +15,11 @@ pub(super) enum Sniffed {
 /// By the first bytes of one side of a TCP stream. `ports` are the sender's and the receiver's.
 pub(super) fn stream(bytes: &[u8], ports: [u16; 2]) -> Sniffed {
     if bytes.len() < 4 {
-        return if bytes.is_empty() || may_become(bytes) { Sniffed::Short } else { Sniffed::Unknown };
+        return if bytes.is_empty() || may_become(bytes) {
+            Sniffed::Short
+        } else {
+            Sniffed::Unknown
+        };
     }
     if tls::may_be(bytes) {
         return Sniffed::Is(App::Tls);
@@ -114,7 +118,9 @@ pub(super) fn datagram(b: &[u8], ports: [u16; 2]) -> Option<App> {
         () if be32(4) == Some([0x21, 0x12, 0xa4, 0x42]) && at(0) < 0x40 => App::Stun,
         () if be32(0) == Some([1, 0, 0, 0]) && b.len() == 148 => App::Wireguard,
         () if be32(0) == Some([2, 0, 0, 0]) && b.len() == 92 => App::Wireguard,
-        () if matches!(at(0), 20..=25) && at(1) == 0xfe && matches!(at(2), 0xfd | 0xff) => App::Dtls,
+        () if matches!(at(0), 20..=25) && at(1) == 0xfe && matches!(at(2), 0xfd | 0xff) => {
+            App::Dtls
+        }
         () if contains(b, b" SIP/2.0") || b.starts_with(b"SIP/2.0 ") => App::Sip,
         () if b.starts_with(b"d1:") && contains(b, b"1:y1:") => App::BitTorrent,
         () if on(&[514]) && at(0) == b'<' => App::Syslog,

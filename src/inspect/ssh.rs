@@ -124,7 +124,8 @@ mod tests {
     fn banner_and_hassh_of_both_sides() {
         let mut stream = b"hello\r\nSSH-2.0-OpenSSH_9.6 x\r\n".to_vec();
         stream.extend(kex());
-        for (client, text) in [(true, "k1,k2;e-up;m-up;z-up"), (false, "k1,k2;e-down;m-down;z-down")]
+        for (client, text) in
+            [(true, "k1,k2;e-up;m-up;z-up"), (false, "k1,k2;e-down;m-down;z-down")]
         {
             let said = opening(&stream, client);
             assert_eq!(said.banner, Some(&b"SSH-2.0-OpenSSH_9.6 x"[..]));

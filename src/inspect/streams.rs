@@ -152,13 +152,7 @@ impl Inspector {
     }
 
     /// Reads the whole messages at the start of `bytes`; what is left of them goes to a buffer.
-    fn read(
-        &mut self,
-        index: u32,
-        seen: &Seen<'_>,
-        bytes: &[u8],
-        out: &mut impl NoteSink,
-    ) -> bool {
+    fn read(&mut self, index: u32, seen: &Seen<'_>, bytes: &[u8], out: &mut impl NoteSink) -> bool {
         let Some(mut state) = self.states.get(index as usize).copied() else { return false };
         let (mut rest, mut any) = (bytes, false);
         loop {

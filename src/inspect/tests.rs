@@ -30,8 +30,20 @@ impl Flow {
         }
         let (client, server) = (Addr::v4([10, 0, 0, 1]), Addr::v4([10, 0, 0, 2]));
         let tuple = match side {
-            0 => Tuple { src: client, dst: server, sport: 4000, dport: self.port, ..Tuple::default() },
-            _ => Tuple { src: server, dst: client, sport: self.port, dport: 4000, ..Tuple::default() },
+            0 => Tuple {
+                src: client,
+                dst: server,
+                sport: 4000,
+                dport: self.port,
+                ..Tuple::default()
+            },
+            _ => Tuple {
+                src: server,
+                dst: client,
+                sport: self.port,
+                dport: 4000,
+                ..Tuple::default()
+            },
         };
         let tuple = Tuple { proto: self.protocol, ..tuple };
         let (key, from_a) = FlowKey::of(&tuple);
@@ -176,10 +188,7 @@ fn requests_of_one_connection() {
         answered.extend(collector.note(note, bytes).http);
     }
     let pairs: Vec<_> = answered.iter().map(|h| (h.uri.as_deref(), h.status)).collect();
-    assert_eq!(
-        pairs,
-        [(Some("/0"), Some(200)), (Some("/1"), Some(201)), (Some("/2"), Some(202))]
-    );
+    assert_eq!(pairs, [(Some("/0"), Some(200)), (Some("/1"), Some(201)), (Some("/2"), Some(202))]);
 }
 
 #[test]
@@ -194,7 +203,9 @@ fn dns_over_tcp_to_the_end_of_the_flow() {
         flow.packet(0, n as u32 * 37, part);
     }
     assert_eq!(flow.notes.len(), 100);
-    assert!(fields(&flow.notes[99].1).any(|(tag, value)| tag == Tag::Query && &value[2..] == b"a.bc"));
+    assert!(
+        fields(&flow.notes[99].1).any(|(tag, value)| tag == Tag::Query && &value[2..] == b"a.bc")
+    );
 }
 
 fn crypto(at: usize, bytes: &[u8]) -> Vec<u8> {
@@ -242,7 +253,8 @@ fn after_a_retry_the_new_connection_id_gives_the_keys() {
     retry.extend([9; 40]);
     flow.packet(1, 0, &retry);
     for (number, at, part) in [(1, 0, first), (2, 700, rest)] {
-        let packet = quic::tests::seal(Version::V1, b"serverid", number, b"token", &crypto(at, part));
+        let packet =
+            quic::tests::seal(Version::V1, b"serverid", number, b"token", &crypto(at, part));
         flow.packet(0, 0, &packet);
     }
     assert_eq!(flow.kinds(), [NoteKind::Quic]);

@@ -361,8 +361,7 @@ fn version_letters(version: u16) -> &'static str {
 
 /// First and last character of the first protocol, or of its hex digits if they are no letters.
 fn alpn_letters(alpn: Option<&[u8]>) -> [char; 2] {
-    let (Some(&first), Some(&last)) =
-        (alpn.and_then(<[u8]>::first), alpn.and_then(<[u8]>::last))
+    let (Some(&first), Some(&last)) = (alpn.and_then(<[u8]>::first), alpn.and_then(<[u8]>::last))
     else {
         return ['0', '0'];
     };

@@ -385,7 +385,7 @@ struct Outputs {
 impl Outputs {
     fn take(&mut self, event: &FlowEvent, about: &About<'_>) {
         self.latest_ns = self.latest_ns.max(event.timestamp_ns);
-        self.to_eve(|eve, out| eve.flow(event, about, out));
+        self.with_eve(|eve, out| eve.flow(event, about, out));
         if let Some(highlights) = &mut self.highlights {
             highlights.add(event);
         }
@@ -401,17 +401,20 @@ impl Outputs {
 
     fn hear(&mut self, note: &Note, fields: &[u8], heard: &Heard<'_>) {
         self.latest_ns = self.latest_ns.max(note.timestamp_ns);
-        self.to_eve(|eve, out| {
+        if let Some(highlights) = &mut self.highlights {
+            highlights.hear(note, fields, heard.content);
+        }
+        self.with_eve(|eve, out| {
             eve.note(note, fields, heard.content, heard.http.as_ref(), heard.whole, out);
         });
     }
 
     fn stats(&mut self, begun: Instant, counters: &Counters) {
         let (at, uptime) = (self.latest_ns, begun.elapsed().as_secs());
-        self.to_eve(|eve, out| eve.stats(at, uptime, counters, out));
+        self.with_eve(|eve, out| eve.stats(at, uptime, counters, out));
     }
 
-    fn to_eve(&mut self, write: impl FnOnce(&EveWriter, &mut Vec<u8>)) {
+    fn with_eve(&mut self, write: impl FnOnce(&EveWriter, &mut Vec<u8>)) {
         if let Some(eve) = &mut self.eve
             && let Err(e) = eve.write(write)
         {

@@ -46,9 +46,8 @@ fn rows_of(capture: &Path) -> Vec<Row> {
             let difference = match &outcome {
                 Err(error) => Some(error.clone()),
                 // Of a chain of certificates the first is the server's; Arkime lists all.
-                Ok(()) if key.3 == "cert.hash" => {
-                    (got.is_empty() || !got.is_subset(want)).then(|| format!("{want:?}, ours {got:?}"))
-                }
+                Ok(()) if key.3 == "cert.hash" => (got.is_empty() || !got.is_subset(want))
+                    .then(|| format!("{want:?}, ours {got:?}")),
                 Ok(()) => (got != want).then(|| format!("{want:?}, ours {got:?}")),
             };
             Row {
