@@ -11,14 +11,14 @@ use malakocut::packet::{Addr, Decoded, FlowKey, Tuple, proto};
 
 /// Name and function of each.
 pub const ALL: [(&str, fn(&[u8])); 8] = [
-    ("dns", self::dns),
-    ("tls", self::tls),
-    ("quic", self::quic),
-    ("http", self::http),
-    ("ssh", self::ssh),
-    ("dhcp", self::dhcp),
-    ("neighbour", self::neighbour),
-    ("inspector", self::inspector),
+    ("dns", dns),
+    ("tls", tls),
+    ("quic", quic),
+    ("http", http),
+    ("ssh", ssh),
+    ("dhcp", dhcp),
+    ("neighbour", neighbour),
+    ("inspector", inspector),
 ];
 
 pub fn dns(data: &[u8]) {

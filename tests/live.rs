@@ -7,102 +7,37 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use common::veth::{Pair, run};
 use common::{Run, events, home_plain, home_truth, number, total};
 
 /// One at a time: two senders on a small machine would measure each other.
 static ONE: Mutex<()> = Mutex::new(());
 
-/// A namespace with the pair `sender`-`mirror`, deleted when dropped.
-struct Pair(String);
-
-impl Pair {
-    /// `None`, with a message, where namespaces cannot be made.
-    fn new() -> Option<Self> {
-        for tool in ["ip", "tcpreplay", "ethtool"] {
-            if Command::new(tool)
-                .arg("-V")
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status()
-                .is_err()
-            {
-                println!("skipped: {tool} is not installed");
-                return None;
-            }
-        }
-        let this = Self(format!("mk-test-{}", std::process::id()));
-        if !common::is_root() || !run("ip", &["netns", "add", &this.0]) {
-            println!("skipped: a network namespace needs root");
-            return None;
-        }
-        let inside = |args: &str| {
-            let all = format!("netns exec {} {args}", this.0);
-            assert!(run("ip", &all.split(' ').collect::<Vec<_>>()), "{args}");
-        };
-        // Router solicitations of the kernel's own would be packets nobody sent.
-        inside("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
-        inside("ip link add name sender type veth peer name mirror");
-        inside("ip link set sender up");
-        inside("ip link set mirror up");
-        Some(this)
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.0, program]);
-        command
-    }
-
-    fn output(&self, program: &str, args: &[&str]) -> String {
-        let output = self.command(program).args(args).output().unwrap();
-        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Starts the sensor on `mirror` and waits until it listens.
-    fn start(&self, dir: &Path, args: &[&str]) -> Child {
-        let mut child = self
-            .command(common::BINARY)
-            .args(["--summary", "json", "--data-dir", dir.to_str().unwrap()])
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(fs::File::create(dir.join("stderr")).unwrap())
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !fs::read_to_string(dir.join("stderr")).unwrap().contains("receive queue") {
-            assert!(
-                child.try_wait().unwrap().is_none(),
-                "{}",
-                fs::read_to_string(dir.join("stderr")).unwrap()
-            );
-            assert!(Instant::now() < deadline, "it does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        child
-    }
-
-    fn replay(&self, capture: &Path, loops: u32) {
-        let loops = loops.to_string();
-        self.output(
-            "tcpreplay",
-            &["-q", "--topspeed", "-l", &loops, "-i", "sender", capture.to_str().unwrap()],
+/// Starts the sensor on `mirror` and waits until it listens.
+fn start(pair: &Pair, dir: &Path, args: &[&str]) -> Child {
+    let mut child = pair
+        .command(common::BINARY)
+        .args(["--summary", "json", "--data-dir", dir.to_str().unwrap()])
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(dir.join("stderr")).unwrap())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !fs::read_to_string(dir.join("stderr")).unwrap().contains("receive queue") {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "{}",
+            fs::read_to_string(dir.join("stderr")).unwrap()
         );
+        assert!(Instant::now() < deadline, "it does not start");
+        std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        run("ip", &["netns", "del", &self.0]);
-    }
-}
-
-fn run(program: &str, args: &[&str]) -> bool {
-    Command::new(program).args(args).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+    child
 }
 
 fn interrupt(child: Child) -> Run {
@@ -121,7 +56,7 @@ fn every_packet_is_accounted_for_and_whole() {
         let log = dir.path().join("flows");
         let args =
             ["--interface", "mirror", "--lcores", lcores, "--flow-log", log.to_str().unwrap()];
-        let child = pair.start(dir.path(), &args);
+        let child = start(&pair, dir.path(), &args);
         pair.replay(&capture, loops);
         let summary = interrupt(child).summary();
         let sent = u64::from(loops) * number(&truth, "packets");
@@ -158,7 +93,7 @@ fn several_queue_pairs_are_all_read_and_flows_stay_together() {
     let log = dir.path().join("flows");
     let device = "net_af_packet0,iface=mirror,qpairs=2,blocksz=1048576,framesz=2048,framecnt=8192";
     let args = ["--vdev", device, "--lcores", "0@0,1@0,2@0", "--flow-log", log.to_str().unwrap()];
-    let child = pair.start(dir.path(), &args);
+    let child = start(&pair, dir.path(), &args);
     pair.replay(&capture, 1);
     let summary = interrupt(child).summary();
     let lost = total(&summary["drops"]);
@@ -177,7 +112,7 @@ fn what_the_kernel_drops_is_counted_though_the_driver_never_says() {
     let capture = home_plain(dir.path());
     // A ring of 512 frames, and a sensor that stands still while 13,183 come.
     let device = "net_af_packet0,iface=mirror,blocksz=4096,framesz=2048,framecnt=512";
-    let child = pair.start(dir.path(), &["--vdev", device, "--journal", "off"]);
+    let child = start(&pair, dir.path(), &["--vdev", device, "--journal", "off"]);
     assert!(run("kill", &["-STOP", &child.id().to_string()]));
     pair.replay(&capture, 1);
     assert!(run("kill", &["-CONT", &child.id().to_string()]));
@@ -214,7 +149,7 @@ fn a_frame_larger_than_the_ring_is_counted_as_truncated() {
         ("net_af_packet0,iface=mirror", 10),
         ("net_af_packet0,iface=mirror,blocksz=1048576,framesz=16384,framecnt=1024", 0),
     ] {
-        let child = pair.start(dir.path(), &["--vdev", device]);
+        let child = start(&pair, dir.path(), &["--vdev", device]);
         pair.replay(&capture, 10);
         let summary = interrupt(child).summary();
         assert_eq!((number(&summary, "packets"), number(&summary, "truncated")), (10, truncated));
@@ -237,7 +172,7 @@ fn the_interface_is_put_back_as_it_was() {
         (flags.contains(",UP"), promiscuity, pair.output("ethtool", &["-k", "mirror"]))
     };
     let before = state();
-    let child = pair.start(dir.path(), &["--interface", "mirror", "--journal", "off"]);
+    let child = start(&pair, dir.path(), &["--interface", "mirror", "--journal", "off"]);
     let during = state();
     assert!(
         during.0 && during.1 != '0' && during.2.contains("generic-receive-offload: off"),
@@ -246,7 +181,7 @@ fn the_interface_is_put_back_as_it_was() {
     interrupt(child);
     assert_eq!(before, state());
     // Even a killed sensor does not leave the interface promiscuous.
-    let mut child = pair.start(dir.path(), &["--interface", "mirror", "--journal", "off"]);
+    let mut child = start(&pair, dir.path(), &["--interface", "mirror", "--journal", "off"]);
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(state().1, '0');
@@ -260,7 +195,7 @@ fn without_a_source_it_is_enp3s0() {
     let capture = home_plain(dir.path());
     pair.output("ip", &["link", "set", "mirror", "down"]);
     pair.output("ip", &["link", "set", "mirror", "name", "enp3s0"]);
-    let child = pair.start(dir.path(), &["--lcores", "0@0,1@0"]);
+    let child = start(&pair, dir.path(), &["--lcores", "0@0,1@0"]);
     pair.replay(&capture, 1);
     let summary = interrupt(child).summary();
     let lost = total(&summary["drops"]);
@@ -271,7 +206,7 @@ fn without_a_source_it_is_enp3s0() {
 fn idle_percent(pair: &Pair, options: &[&str]) -> f64 {
     let dir = tempfile::tempdir().unwrap();
     let args = [&["--interface", "mirror", "--journal", "off"], options].concat();
-    let child = pair.start(dir.path(), &args);
+    let child = start(pair, dir.path(), &args);
     let ticks = || -> u64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();

@@ -24,7 +24,7 @@ pub struct FileSource {
     heads: BinaryHeap<Reverse<(u64, usize)>>,
     pool: Mempool,
     /// Fresh buffers.
-    stock: Burst,
+    stock: Box<Burst>,
     clock: u64,
     complaints: Vec<Complaint>,
     stopped: bool,
@@ -43,7 +43,7 @@ impl FileSource {
             heads: BinaryHeap::with_capacity(readers.len()),
             readers,
             pool,
-            stock: Burst::new(),
+            stock: Box::default(),
             clock: 0,
             complaints: Vec::new(),
             stopped: false,

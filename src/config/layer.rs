@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use serde::Deserialize;
 
+use super::detect::DetectLayer;
 use super::units;
 use super::{ConfigError, SourceConfig};
 
@@ -89,6 +90,9 @@ pub struct Layer {
     #[arg(long, value_name = "N", value_parser = units::packets)]
     #[serde(deserialize_with = "units::de_packets")]
     pub inspect_packets: Option<u8>,
+    /// File to which the alerts of [detect.watch] are appended, EVE JSON lines; - is standard output
+    #[arg(long, value_name = "PATH")]
+    pub alert_log: Option<PathBuf>,
     /// Flows kept at once; when full, the oldest without an answer are reported and ended
     /// [default: 1000000]
     #[arg(long, value_name = "N", value_parser = units::flows)]
@@ -118,6 +122,9 @@ pub struct Layer {
     /// Show each flow event on standard output, and write everything to malakocut_debug.log
     #[arg(long)]
     pub debug: bool,
+    /// Only in the configuration file.
+    #[arg(skip)]
+    pub detect: DetectLayer,
 }
 
 /// A layer on its own, so that environment variables are read by the flags' own rules.
@@ -179,6 +186,7 @@ impl Layer {
             flow_log: self.flow_log.or(lower.flow_log),
             eve_log: self.eve_log.or(lower.eve_log),
             inspect_packets: self.inspect_packets.or(lower.inspect_packets),
+            alert_log: self.alert_log.or(lower.alert_log),
             max_flows: self.max_flows.or(lower.max_flows),
             idle_timeout: self.idle_timeout.or(lower.idle_timeout),
             active_timeout: self.active_timeout.or(lower.active_timeout),
@@ -187,6 +195,7 @@ impl Layer {
             summary: self.summary.or(lower.summary),
             sensor: self.sensor.or(lower.sensor),
             debug: self.debug || lower.debug,
+            detect: if self.detect.watch.is_empty() { lower.detect } else { self.detect },
         }
     }
 

@@ -4,6 +4,7 @@
 //! sources of the layers below it. [`Config`] is the checked result. Nothing here opens anything
 //! but the configuration file.
 
+mod detect;
 mod layer;
 mod units;
 
@@ -16,6 +17,8 @@ use std::time::Duration;
 use clap::Parser;
 
 pub use layer::{Layer, PollMode, SummaryFormat, Switch};
+
+use crate::detect::watch::Watched;
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_FILE: &str = "/etc/malakocut/malakocut.toml";
@@ -70,6 +73,10 @@ pub struct Config {
     pub eve_log: Option<PathBuf>,
     /// Packets with a payload that are read of each flow; 0 reads none.
     pub inspect_packets: u8,
+    /// Hosts to watch, and where what they do is reported; there is such a place if there are such
+    /// hosts.
+    pub watch: Vec<Watched>,
+    pub alert_log: Option<PathBuf>,
     pub max_flows: usize,
     pub idle_timeout: Duration,
     /// Zero: no deltas.
@@ -133,12 +140,21 @@ impl Config {
         }
         let silenced = l.exporter.iter().any(|e| e == "none");
         let flow_log = l.flow_log.filter(|_| wants_log || !silenced);
-        let on_stdout = flow_log.as_ref().is_some_and(|p| p.as_os_str() == "-");
-        let eve_on_stdout = l.eve_log.as_ref().is_some_and(|p| p.as_os_str() == "-");
-        if on_stdout && eve_on_stdout {
+        let sensor = l.sensor.unwrap_or_else(hostname);
+        let watch = l.detect.watched(&sensor)?;
+        if !watch.is_empty() && l.alert_log.is_none() {
+            return bad(
+                "[detect.watch] needs a place for its alerts: --alert-log PATH (- is standard output)"
+                    .into(),
+            );
+        }
+        let alert_log = l.alert_log.filter(|_| !watch.is_empty());
+        let is_stdout = |p: &Option<PathBuf>| p.as_ref().is_some_and(|p| p.as_os_str() == "-");
+        if is_stdout(&flow_log) && is_stdout(&l.eve_log) {
             return bad("--flow-log - and --eve-log -: only one can be standard output".into());
         }
-        let on_stdout = on_stdout || eve_on_stdout;
+        let logs = [&flow_log, &alert_log, &l.eve_log];
+        let on_stdout = logs.into_iter().any(is_stdout);
         let rotate_size = l.rotate_size.unwrap_or(500_000_000);
         if rotate_size < 65_536 {
             return bad(format!("--rotate-size {rotate_size}: at least 64 KiB"));
@@ -153,6 +169,8 @@ impl Config {
             flow_log,
             eve_log: l.eve_log,
             inspect_packets: l.inspect_packets.unwrap_or(10),
+            watch,
+            alert_log,
             max_flows: l.max_flows.unwrap_or(1_000_000),
             idle_timeout: l.idle_timeout.unwrap_or(Duration::from_secs(60)),
             active_timeout: l.active_timeout.unwrap_or(Duration::from_secs(300)),
@@ -160,7 +178,7 @@ impl Config {
             journal: l.journal.map_or(!is_file, Switch::is_on),
             rotate_size,
             summary: l.summary.or(text),
-            sensor: l.sensor.unwrap_or_else(hostname),
+            sensor,
             debug: l.debug,
         })
     }

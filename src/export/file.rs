@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::lines::Lines;
+use super::buffered::Buffered;
 use crate::eve::EveWriter;
 use crate::event::{About, EventWriter, FlowEvent};
 
@@ -16,13 +16,13 @@ pub struct OpenLogError {
     source: io::Error,
 }
 
-fn open(what: &'static str, path: &Path) -> Result<Lines, OpenLogError> {
-    Lines::open(path).map_err(|source| OpenLogError { what, path: path.into(), source })
+fn open(what: &'static str, path: &Path) -> Result<Buffered, OpenLogError> {
+    Buffered::open(path).map_err(|source| OpenLogError { what, path: path.into(), source })
 }
 
 /// Appends flow events to a file, one JSON object a line.
 pub struct FlowLog {
-    lines: Lines,
+    lines: Buffered,
     writer: EventWriter,
 }
 
@@ -50,7 +50,7 @@ impl FlowLog {
 
 /// Appends EVE lines to a file.
 pub struct EveLog {
-    lines: Lines,
+    lines: Buffered,
     writer: EveWriter,
 }
 

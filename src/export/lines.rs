@@ -1,68 +1,38 @@
-//! A file, or standard output, that lines are appended to.
+//! A log of lines, in a file or on standard output.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Written at once.
-const BUFFER: usize = 1 << 18;
-
-enum Sink {
-    File(PathBuf, File),
+/// Where lines go, whole ones at a time; nothing is buffered beyond a call.
+#[derive(Debug)]
+pub enum LineLog {
+    File(File),
     Stdout(io::Stdout),
 }
 
-/// Lines on their way out.
-pub(super) struct Lines {
-    sink: Sink,
-    buffer: Vec<u8>,
-}
-
-impl Lines {
-    /// Opens a file, at its end if it is there already; `-` is standard output.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let sink = if path.as_os_str() == "-" {
-            Sink::Stdout(io::stdout())
-        } else {
-            Sink::File(path.into(), append_to(path)?)
-        };
-        Ok(Self { sink, buffer: Vec::with_capacity(BUFFER + 4096) })
-    }
-
-    /// Adds lines, written into the buffer by `write`.
-    pub(super) fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
-        write(&mut self.buffer);
-        if self.buffer.len() >= BUFFER { self.flush() } else { Ok(()) }
-    }
-
-    /// Writes what is buffered; on an error it stays buffered.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
+impl LineLog {
+    /// Opens a file at its end, and makes it and its folder if they are not there; `-` is standard
+    /// output.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        if path.as_os_str() == "-" {
+            return Ok(Self::Stdout(io::stdout()));
         }
-        match &mut self.sink {
-            Sink::File(_, file) => file.write_all(&self.buffer)?,
-            Sink::Stdout(out) => {
+        if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
+            fs::create_dir_all(folder)?;
+        }
+        OpenOptions::new().create(true).append(true).open(path).map(Self::File)
+    }
+
+    /// Writes whole lines so that a reader sees them at once.
+    pub fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.write_all(lines),
+            Self::Stdout(out) => {
                 let mut out = out.lock();
-                out.write_all(&self.buffer)?;
-                out.flush()?;
+                out.write_all(lines)?;
+                out.flush()
             }
         }
-        self.buffer.clear();
-        Ok(())
     }
-
-    /// Goes on in a file of the same name, which another program may have moved away. The old one
-    /// stays open if the new one cannot be opened.
-    pub(super) fn reopen(&mut self) -> io::Result<()> {
-        self.flush()?;
-        if let Sink::File(path, file) = &mut self.sink {
-            *file = append_to(path)?;
-        }
-        Ok(())
-    }
-}
-
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
 }

@@ -5,14 +5,16 @@
 //! report their flows and end; the journal's lcore ends when they have; its writer when that has;
 //! then losses are counted for the last time, ports stop, and interfaces are put back.
 
+mod alerts;
 mod desk;
-mod inputs;
+pub(crate) mod inputs;
 mod plan;
 mod summary;
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -22,6 +24,8 @@ use rtrb::RingBuffer;
 
 use crate::capture::{Complaint, OpenError, Source, Steer};
 use crate::config::{Config, PollMode, SummaryFormat};
+use crate::detect::Verdict;
+use crate::detect::watch::{self, Watched, Watches};
 use crate::eve::EveWriter;
 use crate::event::{About, EventWriter, FlowEvent, Note};
 use crate::export::{EveLog, FlowLog, OpenLogError};
@@ -30,6 +34,7 @@ use crate::inspect::collect::Heard;
 use crate::journal::{self, JournalConfig, JournalError, Scribe, Writer};
 use crate::status::{Counter, Counters, Group, Published};
 use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
+use alerts::Alerts;
 use desk::Desk;
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
@@ -59,6 +64,8 @@ pub enum RunError {
     Dpdk(#[from] dpdk::Error),
     #[error(transparent)]
     Log(#[from] OpenLogError),
+    #[error("alert log {}: {source}", path.display())]
+    Alerts { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error("the CPUs of this process could not be read: {0}")]
@@ -95,6 +102,12 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         }
         None => None,
     };
+    let alerts = match &config.alert_log {
+        Some(path) => Some(
+            Alerts::open(path).map_err(|source| RunError::Alerts { path: path.clone(), source })?,
+        ),
+        None => None,
+    };
     let journal = match config.journal {
         true => Some(journal::start(JournalConfig {
             directory: config.data_dir.join("pcap"),
@@ -108,7 +121,7 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
     let debug = config.debug;
-    let mut outputs = Outputs { log, eve, highlights, debug, failed: false, latest_ns: 0 };
+    let mut outputs = Outputs { log, eve, alerts, highlights, debug, failed: false, latest_ns: 0 };
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, begun))
@@ -173,6 +186,7 @@ struct Running {
     inputs: Inputs,
     lcores: Vec<(u32, Thread<LcoreReport>, Arc<Published>)>,
     desk: Desk,
+    watches: Option<Watches>,
     writer: Option<Writer>,
     shared: Arc<Shared>,
     workers: usize,
@@ -190,6 +204,7 @@ impl Running {
         let plan = Plan::new(lcores.len(), queue_count, spread, journal.is_some());
         let (mut scribe, writer) = journal.unzip();
         let mut tasks: Vec<Vec<Task>> = lcores.iter().map(|_| Vec::new()).collect();
+        let mut links = Vec::new();
         let inputs_of_workers = deal_inputs(queues, &plan, &mut tasks);
         let waits = inputs_of_workers.iter().all(Input::waits);
         let mut desk = Desk::new(!waits);
@@ -211,6 +226,11 @@ impl Running {
             if let Some(reading) = desk.join(event_rx, config.inspect_packets, flows) {
                 worker.read_payloads(reading);
             }
+            if !config.watch.is_empty() {
+                let (watcher, link) = watch::connect(&config.watch, waits, seed());
+                worker.watch(watcher);
+                links.push(link);
+            }
             if let Some(tasks) = tasks.get_mut(at) {
                 tasks.push(Task::Worker(Box::new(worker)));
             }
@@ -231,7 +251,9 @@ impl Running {
                 lcore::spawn(&eal, lcore, move || crate::worker::run(tasks, &shared, &theirs))?;
             threads.push((lcore.id, thread, board));
         }
-        Ok(Self { inputs, lcores: threads, desk, writer, shared, workers })
+        let watches =
+            (!links.is_empty()).then(|| Watches::new(config.watch.clone(), links, seed()));
+        Ok(Self { inputs, lcores: threads, desk, watches, writer, shared, workers })
     }
 
     /// Takes events in until every lcore has ended.
@@ -246,9 +268,12 @@ impl Running {
             }
             // Asked before the rings are emptied: nothing comes after the end.
             let ended = self.lcores.iter().all(|(_, thread, _)| thread.is_finished());
-            let taken = self.desk.take(ended, outputs);
+            let mut taken = self.desk.take(ended, outputs);
             if stop.hang_up.swap(false, Ordering::Relaxed) {
                 outputs.reopen();
+            }
+            if let Some(watches) = &mut self.watches {
+                taken += watches.attend(|watched, verdict| outputs.verdict(watched, verdict));
             }
             if ended && taken == 0 {
                 break;
@@ -301,6 +326,12 @@ impl Running {
                     damaged = true;
                 }
             }
+        }
+        if let Some(untracked) = self.watches.map(|w| w.untracked()).filter(|n| *n > 0) {
+            tracing::warn!(
+                "[detect.watch]: {untracked} packets went to destinations above max_destinations; \
+                 they are in the rates of the window, not in those of a destination"
+            );
         }
         if let Some(writer) = self.writer {
             counters.merge(&writer.finish());
@@ -375,6 +406,7 @@ fn deal_inputs(queues: Queues, plan: &Plan, tasks: &mut [Vec<Task>]) -> Vec<Inpu
 struct Outputs {
     log: Option<FlowLog>,
     eve: Option<EveLog>,
+    alerts: Option<Alerts>,
     highlights: Option<Highlights>,
     debug: bool,
     failed: bool,
@@ -419,6 +451,14 @@ impl Outputs {
             && let Err(e) = eve.write(write)
         {
             self.fail("the EVE log", &e);
+        }
+    }
+
+    fn verdict(&mut self, watched: &Watched, verdict: &Verdict) {
+        if let Some(alerts) = &mut self.alerts
+            && let Err(e) = alerts.write(watched, verdict)
+        {
+            self.fail("the alert log", &e);
         }
     }
 

@@ -80,7 +80,8 @@ pub fn run(mut tasks: Vec<Task>, shared: &Arc<Shared>, board: &Published) -> Lco
     report
 }
 
-fn back_off(idle: u32) {
+/// Rests after this many turns without work in a row.
+pub fn back_off(idle: u32) {
     if idle < SPIN {
         std::hint::spin_loop();
     } else if idle < YIELD {

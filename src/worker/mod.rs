@@ -16,13 +16,15 @@ use dpdk::{BURST, Mbuf};
 use rtrb::{Consumer, Producer};
 
 use crate::capture::{Batch, Complaint, Poll, Source, Stamp, frame};
+use crate::detect::watch::Watcher;
+use crate::detect::{Sighting, sight};
 use crate::event::{EndReason, EventSink, FlowEvent, Note, NoteSink, Seen, Wants};
 use crate::flow::{Arrival, FlowTable, Hint};
 use crate::inspect::{Inspector, Lone};
 use crate::packet::{self, Decoded, Reject};
 use crate::status::{Counter, Counters, Turn};
 
-pub use lcore::{LcoreReport, Shared, Task, run};
+pub use lcore::{LcoreReport, Shared, Task, back_off, run};
 
 /// Where a worker's packets come from.
 pub enum Input {
@@ -187,6 +189,7 @@ pub struct Worker {
     input: Input,
     table: FlowTable<Machine>,
     journal: Option<Producer<Mbuf>>,
+    watcher: Option<Box<Watcher>>,
     events: EventRing,
     reader: Option<Box<Reader>>,
     batch: Batch,
@@ -210,6 +213,7 @@ impl Worker {
             input,
             table,
             journal,
+            watcher: None,
             events: EventRing { ring: events, waits, sent: 0 },
             reader: None,
             batch: Batch::default(),
@@ -228,10 +232,18 @@ impl Worker {
         self.reader = Some(Box::new(Reader { inspector, notes, chained, until }));
     }
 
+    /// Also counts what single hosts do.
+    pub fn watch(&mut self, watcher: Watcher) {
+        self.watcher = Some(Box::new(watcher));
+    }
+
     /// One burst, or one step of the end.
     pub fn turn(&mut self, stopping: bool) -> Turn {
         if self.received_until.is_none() {
             return if self.hand_to_journal() { self.receive() } else { Turn::Idle };
+        }
+        if self.watcher.as_mut().is_some_and(|w| !w.finish()) {
+            return Turn::Idle;
         }
         let reason = if stopping { EndReason::Shutdown } else { EndReason::Eof };
         let now = self.now();
@@ -328,6 +340,9 @@ impl Worker {
         counters.add(Counter::Truncated, truncated);
         counters.add(Counter::LengthLies, lies);
         counters.add(Counter::Decoded, readable as u64);
+        if self.watcher.is_some() {
+            self.watch_burst(readable);
+        }
         if let Some(arrivals) = self.arrivals.get_mut(..readable) {
             let packets = &self.batch.packets;
             let reader = self.reader.as_deref_mut();
@@ -336,6 +351,28 @@ impl Worker {
         }
         self.has_read_until(clock);
         self.count_table();
+    }
+
+    /// Shows the burst, of which so many packets were readable, to the watcher.
+    #[inline(never)]
+    fn watch_burst(&mut self, readable: usize) {
+        let Some(watcher) = &mut self.watcher else { return };
+        // The arrivals are the packets, unless some made none; those may still name a destination.
+        let all = readable == self.batch.packets.len();
+        let mut scratch = Decoded::default();
+        let mut clock = 0;
+        for (n, (packet, stamp)) in self.batch.iter().enumerate() {
+            let frame = frame(packet, stamp);
+            let sighting = match self.arrivals.get(n) {
+                Some(arrival) if all => Sighting::of(&frame, &arrival.decoded, Ok(())),
+                _ => sight(&frame, &mut scratch),
+            };
+            clock = stamp.meta.clock_ns;
+            if let Some(sighting) = sighting {
+                watcher.packet(clock, &sighting);
+            }
+        }
+        watcher.let_time_pass(clock);
     }
 
     fn count_table(&mut self) {
@@ -403,6 +440,9 @@ impl Worker {
             && !ring.is_empty()
         {
             return;
+        }
+        if let Some(watcher) = &mut self.watcher {
+            watcher.let_time_pass(now);
         }
         let mut hooks =
             Hooks { events: &mut self.events, reader: self.reader.as_deref_mut(), packets: &[] };
