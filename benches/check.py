@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 
-STAGES = ["iterate", "decode", "key", "table"]
+STAGES = ["iterate", "decode", "key", "table", "inspect"]
 TOLERANCE = 0.03
 FIGURES = pathlib.Path(__file__).parent / "instructions.json"
 

@@ -81,6 +81,15 @@ pub struct Layer {
     /// File to which flow events are appended, one JSON object a line; - is standard output
     #[arg(long, value_name = "PATH")]
     pub flow_log: Option<PathBuf>,
+    /// File to which Suricata's EVE lines are appended (flows, DNS, TLS, QUIC, HTTP, SSH, DHCP, ARP,
+    /// anomalies, counters); - is standard output. SIGHUP opens logs anew
+    #[arg(long, value_name = "PATH")]
+    pub eve_log: Option<PathBuf>,
+    /// Packets with a payload of each flow that are read for names and fingerprints, 0 to 100; 0
+    /// reads none [default: 10]
+    #[arg(long, value_name = "N", value_parser = units::packets)]
+    #[serde(deserialize_with = "units::de_packets")]
+    pub inspect_packets: Option<u8>,
     /// File to which the alerts of [detect.watch] are appended, EVE JSON lines; - is standard output
     #[arg(long, value_name = "PATH")]
     pub alert_log: Option<PathBuf>,
@@ -196,6 +205,8 @@ impl Layer {
             data_dir: self.data_dir.or(lower.data_dir),
             exporter: list(self.exporter, lower.exporter),
             flow_log: self.flow_log.or(lower.flow_log),
+            eve_log: self.eve_log.or(lower.eve_log),
+            inspect_packets: self.inspect_packets.or(lower.inspect_packets),
             alert_log: self.alert_log.or(lower.alert_log),
             max_flows: self.max_flows.or(lower.max_flows),
             idle_timeout: self.idle_timeout.or(lower.idle_timeout),

@@ -52,6 +52,20 @@ pub enum SourceConfig {
     Files(Vec<PathBuf>),
 }
 
+impl SourceConfig {
+    /// The interface, where there is one.
+    pub fn interface(&self) -> Option<String> {
+        match self {
+            Self::Interface(name) => Some(name.clone()),
+            Self::Pci(cards) => cards.first().cloned(),
+            Self::Vdevs(devices) => devices.first().map(|d| {
+                d.split(',').find_map(|p| p.strip_prefix("iface=")).unwrap_or(d).to_owned()
+            }),
+            Self::Files(_) => None,
+        }
+    }
+}
+
 /// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -61,6 +75,9 @@ pub struct Config {
     pub poll: PollMode,
     pub data_dir: PathBuf,
     pub flow_log: Option<PathBuf>,
+    pub eve_log: Option<PathBuf>,
+    /// Packets with a payload that are read of each flow; 0 reads none.
+    pub inspect_packets: u8,
     /// Hosts to watch, and where what they do is reported; there is such a place if there are such
     /// hosts.
     pub watch: Vec<Watched>,
@@ -142,7 +159,11 @@ impl Config {
         }
         let alert_log = l.alert_log.filter(|_| !watch.is_empty());
         let is_stdout = |p: &Option<PathBuf>| p.as_ref().is_some_and(|p| p.as_os_str() == "-");
-        let on_stdout = is_stdout(&flow_log) || is_stdout(&alert_log);
+        if is_stdout(&flow_log) && is_stdout(&l.eve_log) {
+            return bad("--flow-log - and --eve-log -: only one can be standard output".into());
+        }
+        let logs = [&flow_log, &alert_log, &l.eve_log];
+        let on_stdout = logs.into_iter().any(is_stdout);
         let rotate_size = l.rotate_size.unwrap_or(500_000_000);
         if rotate_size < 65_536 {
             return bad(format!("--rotate-size {rotate_size}: at least 64 KiB"));
@@ -169,6 +190,8 @@ impl Config {
             poll: l.poll.unwrap_or_default(),
             data_dir: l.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
             flow_log,
+            eve_log: l.eve_log,
+            inspect_packets: l.inspect_packets.unwrap_or(10),
             watch,
             alert_log,
             max_flows: l.max_flows.unwrap_or(1_000_000),

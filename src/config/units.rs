@@ -87,6 +87,14 @@ pub(super) fn flows(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Packets of a flow that are read.
+pub(super) fn packets(text: &str) -> Result<u8, String> {
+    match text.trim().parse::<u8>() {
+        Ok(n) if n <= 100 => Ok(n),
+        _ => Err("a number from 0 to 100".into()),
+    }
+}
+
 /// A value of the file, which may be a number or a string.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -132,4 +140,8 @@ pub(super) fn de_some_seconds<'de, D: Deserializer<'de>>(
 
 pub(super) fn de_flows<'de, D: Deserializer<'de>>(d: D) -> Result<Option<usize>, D::Error> {
     from_value(d, flows)
+}
+
+pub(super) fn de_packets<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u8>, D::Error> {
+    from_value(d, packets)
 }

@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest, Sha1};
 
-use super::{Counts, FlowEvent};
+use super::{About, Counts, FlowEvent};
 use crate::packet::{Addr, FlowKey, Vlans, proto, tcp_flag};
 
 /// Writes events as JSON lines, stamped with the sensor's name.
@@ -58,6 +58,11 @@ impl EventWriter {
 
     /// Appends one line, its newline included.
     pub fn write(&mut self, e: &FlowEvent, out: &mut Vec<u8>) {
+        self.write_about(e, &About::default(), out);
+    }
+
+    /// Appends one line with what is known beyond the flow's record.
+    pub fn write_about(&mut self, e: &FlowEvent, about: &About<'_>, out: &mut Vec<u8>) {
         out.reserve(LINE);
         out.extend_from_slice(b"{\"timestamp\":");
         self.time(e.timestamp_ns, out);
@@ -87,6 +92,7 @@ impl EventWriter {
         out.extend_from_slice(&community_id_text(&e.key, 0));
         out.push(b'"');
         details(e, out);
+        about.write(e, out);
         out.extend_from_slice(&self.tail);
     }
 

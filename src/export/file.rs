@@ -1,66 +1,77 @@
-//! Flow events as JSON lines in a file or on standard output.
+//! Flow events and EVE as JSON lines in files or on standard output.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::event::{EventWriter, FlowEvent};
+use super::buffered::Buffered;
+use crate::eve::EveWriter;
+use crate::event::{About, EventWriter, FlowEvent};
 
-/// Written at once.
-const BUFFER: usize = 1 << 18;
-
-/// The log cannot be opened.
+/// A log cannot be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("flow log {}: {source}", path.display())]
+#[error("{what} {}: {source}", path.display())]
 pub struct OpenLogError {
+    what: &'static str,
     path: PathBuf,
     source: io::Error,
 }
 
-enum Sink {
-    File(File),
-    Stdout(io::Stdout),
+fn open(what: &'static str, path: &Path) -> Result<Buffered, OpenLogError> {
+    Buffered::open(path).map_err(|source| OpenLogError { what, path: path.into(), source })
 }
 
 /// Appends flow events to a file, one JSON object a line.
 pub struct FlowLog {
-    sink: Sink,
+    lines: Buffered,
     writer: EventWriter,
-    buffer: Vec<u8>,
 }
 
 impl FlowLog {
     /// Opens the log, at its end if it is there already; `-` is standard output.
     pub fn open(path: &Path, writer: EventWriter) -> Result<Self, OpenLogError> {
-        let sink = if path.as_os_str() == "-" {
-            Sink::Stdout(io::stdout())
-        } else {
-            let open = OpenOptions::new().create(true).append(true).open(path);
-            Sink::File(open.map_err(|source| OpenLogError { path: path.into(), source })?)
-        };
-        Ok(Self { sink, writer, buffer: Vec::with_capacity(BUFFER + 4096) })
+        Ok(Self { lines: open("flow log", path)?, writer })
     }
 
     /// Adds one event.
-    pub fn write(&mut self, event: &FlowEvent) -> io::Result<()> {
-        self.writer.write(event, &mut self.buffer);
-        if self.buffer.len() >= BUFFER { self.flush() } else { Ok(()) }
+    pub fn write(&mut self, event: &FlowEvent, about: &About<'_>) -> io::Result<()> {
+        self.lines.add(|out| self.writer.write_about(event, about, out))
     }
 
     /// Writes what is buffered; on an error it stays buffered.
     pub fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        match &mut self.sink {
-            Sink::File(file) => file.write_all(&self.buffer)?,
-            Sink::Stdout(out) => {
-                let mut out = out.lock();
-                out.write_all(&self.buffer)?;
-                out.flush()?;
-            }
-        }
-        self.buffer.clear();
-        Ok(())
+        self.lines.flush()
+    }
+
+    /// Goes on in a file of the same name.
+    pub fn reopen(&mut self) -> io::Result<()> {
+        self.lines.reopen()
+    }
+}
+
+/// Appends EVE lines to a file.
+pub struct EveLog {
+    lines: Buffered,
+    writer: EveWriter,
+}
+
+impl EveLog {
+    /// Opens the log, at its end if it is there already; `-` is standard output.
+    pub fn open(path: &Path, writer: EveWriter) -> Result<Self, OpenLogError> {
+        Ok(Self { lines: open("EVE log", path)?, writer })
+    }
+
+    /// Adds what `write` makes of something.
+    pub fn write(&mut self, write: impl FnOnce(&EveWriter, &mut Vec<u8>)) -> io::Result<()> {
+        self.lines.add(|out| write(&self.writer, out))
+    }
+
+    /// Writes what is buffered; on an error it stays buffered.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.lines.flush()
+    }
+
+    /// Goes on in a file of the same name.
+    pub fn reopen(&mut self) -> io::Result<()> {
+        self.lines.reopen()
     }
 }

@@ -1,7 +1,8 @@
-//! Where flow events go. One file an engine; here the plain one: a log of JSON lines.
+//! Where flow events go. One file an engine; here the plain ones: logs of JSON lines.
 
+mod buffered;
 mod file;
 mod lines;
 
-pub use file::{FlowLog, OpenLogError};
+pub use file::{EveLog, FlowLog, OpenLogError};
 pub use lines::LineLog;

@@ -35,6 +35,8 @@ pub struct Arrival {
     pub timestamp_ns: u64,
     /// The source's clock: never runs backwards.
     pub clock_ns: u64,
+    /// Number of the packet in its burst, by which its payload is found.
+    pub frame: u32,
 }
 
 /// How long flows live.
@@ -320,12 +322,12 @@ impl<H: Hint> FlowTable<H> {
         let is_it = |p: u32| flows.get(p as usize).is_some_and(|flow| flow.key == *key);
         let Some(place) = self.index.find(hash, is_it) else {
             let place = self.create(key, hash, from_a, arrival, sink)?;
-            return self.take(place, from_a, arrival);
+            return self.take(place, from_a, arrival, sink);
         };
         if self.slab.hot[place as usize].needs_a_look(arrival, self.quiet_ns, &self.timeouts) {
             return self.looked_at(place, key, hash, from_a, arrival, sink);
         }
-        self.take(place, from_a, arrival)
+        self.take(place, from_a, arrival, sink)
     }
 
     /// A packet that may end its flow or its delta.
@@ -343,18 +345,24 @@ impl<H: Hint> FlowTable<H> {
         let side = flow.hot.side(from_a);
         let Some((reason, at)) = flow.ends_before(arrival, side, &self.timeouts) else {
             self.report_delta(place, arrival.clock_ns, sink)?;
-            return self.take(place, from_a, arrival);
+            return self.take(place, from_a, arrival, sink);
         };
         self.needs_room(2, sink)?;
         self.report_delta(place, at, sink)?;
         self.end(place, reason, at, sink);
         let place = self.create(key, hash, from_a, arrival, sink)?;
-        self.take(place, from_a, arrival)
+        self.take(place, from_a, arrival, sink)
     }
 
     /// Takes a packet into its flow, whatever it changes.
     #[inline(never)]
-    fn take(&mut self, place: u32, from_a: bool, arrival: &Arrival) -> Option<u32> {
+    fn take(
+        &mut self,
+        place: u32,
+        from_a: bool,
+        arrival: &Arrival,
+        sink: &mut impl EventSink,
+    ) -> Option<u32> {
         let mut flow = self.slab.flow(place);
         let side = flow.hot.side(from_a);
         let was_finished = flow.hot.is_finished();
@@ -364,6 +372,10 @@ impl<H: Hint> FlowTable<H> {
         }
         if side == 1 && self.slab.hot[place as usize].is_listed() {
             self.unlist(place);
+        }
+        let flow = self.slab.flow(place);
+        if flow.hot.wants.any() && arrival.decoded.payload_len != 0 {
+            flow.hot.wants = flow.show(place, side, arrival, sink);
         }
         Some(place)
     }
@@ -415,6 +427,7 @@ impl<H: Hint> FlowTable<H> {
             flipped: !opened,
             id: birth_id(key, arrival),
             arrival,
+            wants: sink.wants(),
         };
         let place = match self.slab.take_free() {
             Some(place) => {
@@ -446,7 +459,11 @@ impl<H: Hint> FlowTable<H> {
             self.unlist(place);
         }
         self.wheel.remove(&mut self.slab, place);
-        let key = self.slab.hot[place as usize].key;
+        let hot = &self.slab.hot[place as usize];
+        if hot.wants.is_held() {
+            sink.forget(place);
+        }
+        let key = hot.key;
         self.index.remove(self.hash(&key), place);
         self.slab.give_back(place);
     }

@@ -7,7 +7,7 @@ use super::index::NONE;
 use super::tcp::{Numbers, Taken, TcpTrack};
 use super::timer::Link;
 use super::{Arrival, Timeouts};
-use crate::event::{ConnState, Counts, EndReason, FlowEvent, History};
+use crate::event::{ConnState, Counts, EndReason, EventSink, FlowEvent, History, Seen, Wants};
 use crate::packet::{Decoded, FlowKey, Vlans, proto, tcp_flag};
 
 /// How long a closed connection stays to take in what still trails.
@@ -48,6 +48,8 @@ pub(super) struct Hot {
     tcp_flags: u8,
     /// For which sides and kinds of segment the numbers alone need an update.
     plain: u8,
+    /// What is still to be read of its payload.
+    pub(super) wants: Wants,
     total: [Counts; 2],
     numbers: Numbers,
 }
@@ -132,6 +134,7 @@ pub(super) struct Birth<'a> {
     pub(super) flipped: bool,
     pub(super) id: u64,
     pub(super) arrival: &'a Arrival,
+    pub(super) wants: Wants,
 }
 
 impl Birth<'_> {
@@ -144,6 +147,7 @@ impl Birth<'_> {
             bits: bit::IN_USE | if self.orig_is_a { bit::ORIG_IS_A } else { 0 },
             tcp_flags: 0,
             plain: 0,
+            wants: self.wants,
             total: [Counts::default(); 2],
             numbers: Numbers::default(),
         }
@@ -248,7 +252,8 @@ impl Hot {
         let d = &arrival.decoded;
         let side = side & 1;
         let settled = bit::DELTA_OPEN | bit::NOTED[side];
-        if self.bits & settled != settled || arrival.timestamp_ns < self.end_ns {
+        let shown = self.wants.any() & (d.payload_len != 0);
+        if (self.bits & settled != settled) | shown || arrival.timestamp_ns < self.end_ns {
             return Taken::Not;
         }
         let is_tcp = (self.key.proto() == proto::TCP) & d.fragment.is_none_or(|f| f.offset == 0);
@@ -337,6 +342,34 @@ impl Flow<'_> {
         self.cold.start_ns = self.cold.start_ns.min(first_ns);
         self.hot.end_ns = self.hot.end_ns.max(last_ns);
         self.hot.last_clock = self.hot.last_clock.max(clock);
+    }
+
+    /// Shows the packet to whoever reads payloads; what the flow wants from here on.
+    #[inline(never)]
+    pub(super) fn show(
+        &self,
+        place: u32,
+        side: usize,
+        arrival: &Arrival,
+        sink: &mut impl EventSink,
+    ) -> Wants {
+        let d = &arrival.decoded;
+        // A later fragment has no beginning.
+        if d.fragment.is_some_and(|f| f.offset != 0) {
+            return self.hot.wants;
+        }
+        sink.inspect(&Seen {
+            place,
+            flow_id: self.cold.id,
+            key: self.hot.key,
+            orig_is_a: self.hot.has(bit::ORIG_IS_A),
+            side: side & 1,
+            decoded: d,
+            timestamp_ns: arrival.timestamp_ns,
+            frame: arrival.frame,
+            stream_at: self.cold.tcp.stream_at(side, &d.tcp),
+            wants: self.hot.wants,
+        })
     }
 
     /// Counts a segment that was taken in by its numbers, as one sent before.

@@ -27,6 +27,11 @@ impl Addr {
         (u128::from(self.0) << 64) | u128::from(self.1)
     }
 
+    /// The sixteen bytes of an IPv6 address.
+    pub fn bytes(self) -> [u8; 16] {
+        self.wide().to_be_bytes()
+    }
+
     /// Whether this is a multicast or the broadcast address of its family.
     pub fn is_group(self, v6: bool) -> bool {
         if v6 { self.0 >> 56 == 0xff } else { self.0 >> 60 == 0xe || self.0 >> 32 == 0xffff_ffff }

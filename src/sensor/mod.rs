@@ -6,6 +6,7 @@
 //! then losses are counted for the last time, ports stop, and interfaces are put back.
 
 mod alerts;
+mod desk;
 pub(crate) mod inputs;
 mod plan;
 mod summary;
@@ -19,19 +20,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dpdk::lcore::{self, Lcore, Thread};
-use rtrb::{Consumer, RingBuffer};
+use rtrb::RingBuffer;
 
 use crate::capture::{Complaint, OpenError, Source, Steer};
 use crate::config::{Config, PollMode, SummaryFormat};
 use crate::detect::Verdict;
 use crate::detect::watch::{self, Watched, Watches};
-use crate::event::{EventWriter, FlowEvent};
-use crate::export::{FlowLog, OpenLogError};
+use crate::eve::EveWriter;
+use crate::event::{About, EventWriter, FlowEvent, Note};
+use crate::export::{EveLog, FlowLog, OpenLogError};
 use crate::flow::{FlowTable, Timeouts};
+use crate::inspect::collect::Heard;
 use crate::journal::{self, JournalConfig, JournalError, Scribe, retention};
 use crate::status::{Counter, Counters, Group, Published};
 use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
 use alerts::Alerts;
+use desk::Desk;
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
 use summary::{Highlights, Summary};
@@ -46,6 +50,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// How often losses are looked at and the log flushed.
 const TICK: Duration = Duration::from_secs(1);
+/// Ticks between EVE's lines of counters.
+const STATS: u32 = 8;
 
 /// The sensor could not start.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +95,13 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         Some(path) => Some(FlowLog::open(path, EventWriter::new(&config.sensor))?),
         None => None,
     };
+    let eve = match &config.eve_log {
+        Some(path) => {
+            let writer = EveWriter::new(&config.sensor, config.source.interface());
+            Some(EveLog::open(path, writer)?)
+        }
+        None => None,
+    };
     let alerts = match &config.alert_log {
         Some(path) => Some(
             Alerts::open(path).map_err(|source| RunError::Alerts { path: path.clone(), source })?,
@@ -116,7 +129,8 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     let mut running = Running::start(config, &lcores, started, journal)?;
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
-    let mut outputs = Outputs { log, alerts, highlights, debug: config.debug, failed: false };
+    let debug = config.debug;
+    let mut outputs = Outputs { log, eve, alerts, highlights, debug, failed: false, latest_ns: 0 };
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, begun))
@@ -140,7 +154,10 @@ fn say_what_is_journaled(config: &Config) {
 /// What SIGINT and SIGTERM do: the first asks for an orderly end, one a second later ends the
 /// process at once. What comes sooner is the same wish twice: `timeout`, for one, signals a process
 /// and then its group.
+///
+/// SIGHUP asks for logs of the same names to be opened anew.
 struct Stop {
+    hang_up: Arc<AtomicBool>,
     wanted: Arc<AtomicBool>,
     at_once: Arc<AtomicBool>,
     since: Option<Instant>,
@@ -150,13 +167,14 @@ const SAME_WISH: Duration = Duration::from_secs(1);
 
 impl Stop {
     fn on_signals() -> std::io::Result<Self> {
-        use signal_hook::consts::{SIGINT, SIGTERM};
-        let (wanted, at_once) = (Arc::default(), Arc::default());
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        let (wanted, at_once, hang_up) = (Arc::default(), Arc::default(), Arc::default());
+        signal_hook::flag::register(SIGHUP, Arc::clone(&hang_up))?;
         for signal in [SIGINT, SIGTERM] {
             signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&at_once))?;
             signal_hook::flag::register(signal, Arc::clone(&wanted))?;
         }
-        Ok(Self { wanted, at_once, since: None })
+        Ok(Self { hang_up, wanted, at_once, since: None })
     }
 
     fn is_wanted(&mut self) -> bool {
@@ -191,7 +209,7 @@ fn seed() -> u64 {
 struct Running {
     inputs: Inputs,
     lcores: Vec<(u32, Thread<LcoreReport>, Arc<Published>)>,
-    events: Vec<Consumer<FlowEvent>>,
+    desk: Desk,
     watches: Option<Watches>,
     journal: Option<journal::Handle>,
     shared: Arc<Shared>,
@@ -210,26 +228,28 @@ impl Running {
         let plan = Plan::new(lcores.len(), queue_count, spread, journal.is_some());
         let (mut scribe, journal) = journal.unzip();
         let mut tasks: Vec<Vec<Task>> = lcores.iter().map(|_| Vec::new()).collect();
-        let mut events = Vec::new();
         let mut links = Vec::new();
         let inputs_of_workers = deal_inputs(queues, &plan, &mut tasks);
         let waits = inputs_of_workers.iter().all(Input::waits);
+        let mut desk = Desk::new(!waits);
         let workers = plan.workers.len();
+        let flows = config.max_flows.div_ceil(workers);
         let timeouts = Timeouts {
             idle_ns: config.idle_timeout.as_nanos() as u64,
             active_ns: config.active_timeout.as_nanos() as u64,
         };
         for (input, &at) in inputs_of_workers.into_iter().zip(&plan.workers) {
-            let table =
-                FlowTable::new(config.max_flows.div_ceil(workers), timeouts, seed(), Machine);
+            let table = FlowTable::new(flows, timeouts, seed(), Machine);
             let (event_tx, event_rx) = RingBuffer::new(EVENT_RING);
             let giver = scribe.as_mut().map(|scribe| {
                 let (tx, rx) = journal::handover(JOURNAL_RING);
                 scribe.attach(rx);
                 tx
             });
-            events.push(event_rx);
             let mut worker = Worker::new(input, table, event_tx, giver);
+            if let Some(reading) = desk.join(event_rx, config.inspect_packets, flows) {
+                worker.read_payloads(reading);
+            }
             if !config.watch.is_empty() {
                 let (watcher, link) = watch::connect(&config.watch, waits, seed());
                 worker.watch(watcher);
@@ -260,27 +280,24 @@ impl Running {
         }
         let watches =
             (!links.is_empty()).then(|| Watches::new(config.watch.clone(), links, seed()));
-        Ok(Self { inputs, lcores: threads, events, watches, journal, shared, workers })
+        Ok(Self { inputs, lcores: threads, desk, watches, journal, shared, workers })
     }
 
     /// Takes events in until every lcore has ended.
     fn attend(&mut self, stop: &mut Stop, outputs: &mut Outputs) {
         let mut pause = PAUSE;
-        let mut tick = Instant::now();
-        let mut lost = 0;
+        let begun = Instant::now();
+        let mut tick = begun;
+        let (mut ticks, mut lost) = (0u32, 0);
         loop {
             if stop.is_wanted() {
                 self.shared.stop.store(true, Ordering::Relaxed);
             }
             // Asked before the rings are emptied: nothing comes after the end.
             let ended = self.lcores.iter().all(|(_, thread, _)| thread.is_finished());
-            let mut taken = 0;
-            for ring in &mut self.events {
-                let n = ring.slots();
-                if let Ok(chunk) = ring.read_chunk(n) {
-                    taken += n;
-                    chunk.into_iter().for_each(|event| outputs.take(&event));
-                }
+            let mut taken = self.desk.take(ended, outputs);
+            if stop.hang_up.swap(false, Ordering::Relaxed) {
+                outputs.reopen();
             }
             if let Some(watches) = &mut self.watches {
                 taken += watches.attend(|watched, verdict| outputs.verdict(watched, verdict));
@@ -290,8 +307,13 @@ impl Running {
             }
             if tick.elapsed() >= TICK {
                 tick = Instant::now();
+                ticks = ticks.wrapping_add(1);
+                let counters = self.counters();
+                if ticks.is_multiple_of(STATS) {
+                    outputs.stats(begun, &counters);
+                }
                 outputs.flush();
-                self.warn_of_losses(&mut lost);
+                warn_of_losses(&counters, &mut lost);
             }
             if taken == 0 {
                 std::thread::sleep(pause);
@@ -303,22 +325,15 @@ impl Running {
         outputs.flush();
     }
 
-    /// Says once a second that packets are being lost, and why.
-    fn warn_of_losses(&mut self, lost_before: &mut u64) {
+    /// The counters as they are.
+    fn counters(&mut self) -> Counters {
         let mut now = self.inputs.losses();
         self.lcores.iter().for_each(|(_, _, board)| now.merge(&board.load()));
         if let Some(journal) = &self.journal {
             now.merge(&journal.monitor().counters());
         }
-        let lost = now.sum(Group::Drop);
-        if lost > *lost_before {
-            tracing::warn!(
-                "{} packets lost since the last report; in all: {}",
-                lost - *lost_before,
-                now.reasons(Group::Drop)
-            );
-        }
-        *lost_before = lost;
+        now.set(Counter::FlowsForgotten, self.desk.forgotten());
+        now
     }
 
     fn finish(self, config: &Config, mut outputs: Outputs, begun: Instant) -> Outcome {
@@ -351,7 +366,10 @@ impl Running {
             status
         });
         let received = counters.get(Counter::Packets);
+        counters.set(Counter::FlowsForgotten, self.desk.forgotten());
         counters.merge(&self.inputs.finish(received));
+        outputs.stats(begun, &counters);
+        outputs.flush();
         for complaint in &complaints {
             tracing::warn!("{}", complaint.text);
             damaged |= !complaint.is_cut;
@@ -376,6 +394,19 @@ impl Running {
         }
         if damaged || outputs.failed { Outcome::Damaged } else { Outcome::Complete }
     }
+}
+
+/// Says once a second that packets are being lost, and why.
+fn warn_of_losses(now: &Counters, lost_before: &mut u64) {
+    let lost = now.sum(Group::Drop);
+    if lost > *lost_before {
+        tracing::warn!(
+            "{} packets lost since the last report; in all: {}",
+            lost - *lost_before,
+            now.reasons(Group::Drop)
+        );
+    }
+    *lost_before = lost;
 }
 
 /// Gives each worker its input, and the dealing lcore its task.
@@ -404,14 +435,19 @@ fn deal_inputs(queues: Queues, plan: &Plan, tasks: &mut [Vec<Task>]) -> Vec<Inpu
 /// Where events go.
 struct Outputs {
     log: Option<FlowLog>,
+    eve: Option<EveLog>,
     alerts: Option<Alerts>,
     highlights: Option<Highlights>,
     debug: bool,
     failed: bool,
+    /// The latest moment that anything was reported of.
+    latest_ns: u64,
 }
 
 impl Outputs {
-    fn take(&mut self, event: &FlowEvent) {
+    fn take(&mut self, event: &FlowEvent, about: &About<'_>) {
+        self.latest_ns = self.latest_ns.max(event.timestamp_ns);
+        self.with_eve(|eve, out| eve.flow(event, about, out));
         if let Some(highlights) = &mut self.highlights {
             highlights.add(event);
         }
@@ -419,9 +455,32 @@ impl Outputs {
             self.show(event);
         }
         if let Some(log) = &mut self.log
-            && let Err(e) = log.write(event)
+            && let Err(e) = log.write(event, about)
         {
             self.fail("the flow log", &e);
+        }
+    }
+
+    fn hear(&mut self, note: &Note, fields: &[u8], heard: &Heard<'_>) {
+        self.latest_ns = self.latest_ns.max(note.timestamp_ns);
+        if let Some(highlights) = &mut self.highlights {
+            highlights.hear(note, fields, heard.content);
+        }
+        self.with_eve(|eve, out| {
+            eve.note(note, fields, heard.content, heard.http.as_ref(), heard.whole, out);
+        });
+    }
+
+    fn stats(&mut self, begun: Instant, counters: &Counters) {
+        let (at, uptime) = (self.latest_ns, begun.elapsed().as_secs());
+        self.with_eve(|eve, out| eve.stats(at, uptime, counters, out));
+    }
+
+    fn with_eve(&mut self, write: impl FnOnce(&EveWriter, &mut Vec<u8>)) {
+        if let Some(eve) = &mut self.eve
+            && let Err(e) = eve.write(write)
+        {
+            self.fail("the EVE log", &e);
         }
     }
 
@@ -447,6 +506,24 @@ impl Outputs {
             && let Err(e) = log.flush()
         {
             self.fail("the flow log", &e);
+        }
+        if let Some(eve) = &mut self.eve
+            && let Err(e) = eve.flush()
+        {
+            self.fail("the EVE log", &e);
+        }
+    }
+
+    fn reopen(&mut self) {
+        if let Some(log) = &mut self.log
+            && let Err(e) = log.reopen()
+        {
+            self.fail("the flow log", &e);
+        }
+        if let Some(eve) = &mut self.eve
+            && let Err(e) = eve.reopen()
+        {
+            self.fail("the EVE log", &e);
         }
     }
 

@@ -31,6 +31,8 @@ pub enum Group {
     /// Packets or records that were lost, by reason.
     Drop,
     Journal,
+    /// Of reading payloads.
+    Inspect,
 }
 
 macro_rules! counters {
@@ -77,6 +79,12 @@ counters! {
     Flows, Plain, "flows", "Flows begun.";
     Evicted, Plain, "evicted", "Flows ended early to make room (--max-flows).";
     Events, Plain, "events", "Flow events, deltas included.";
+    Inspected, Inspect, "packets", "Packets whose payload was looked at.";
+    Notes, Inspect, "notes", "What was read: messages, handshakes, heads of requests.";
+    NotesDropped, Inspect, "notes_dropped", "Notes lost since the control thread was slower.";
+    StatesEvicted, Inspect, "states_evicted", "Flows no longer followed, to make room for others.";
+    BuffersFull, Inspect, "buffers_full", "Messages given up since no buffer was free.";
+    FlowsForgotten, Inspect, "flows_forgotten", "Flows whose names were given up to make room.";
     KernelDrops, Drop, "kernel", "Lost in the kernel's ring before the AF_PACKET driver.";
     LeftInRing, Drop, "left_in_ring", "Still in the kernel's ring at exit.";
     NicMissed, Drop, "nic_missed", "Lost since the card's ring was full.";
