@@ -63,11 +63,12 @@ fn watch(dir: &Path, config: &str, args: &[&str]) -> Run {
 }
 
 fn alerts(dir: &Path, args: &[&str]) -> Vec<Value> {
-    let args = [&["--alert-log", "alerts.json"], args].concat();
+    let args = [&["--eve-log", "alerts.json"], args].concat();
     let _ = fs::remove_file(dir.join("alerts.json"));
     watch(dir, TWO, &args).ok();
     let text = fs::read_to_string(dir.join("alerts.json")).unwrap();
-    text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    let all = text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+    all.filter(|e| e["event_type"] == "alert").collect()
 }
 
 #[test]
@@ -147,7 +148,7 @@ fn the_same_windows_as_gomons() {
 #[test]
 fn one_table_is_enough_and_standard_output_a_place() {
     let dir = tempfile::tempdir().unwrap();
-    let one = "alert_log = \"-\"\n[detect.watch]\naddress = \"10.0.0.5\"\nc2 = \"203.0.113.50\"\n";
+    let one = "eve_log = \"-\"\n[detect.watch]\naddress = \"10.0.0.5\"\nc2 = \"203.0.113.50\"\n";
     let run = watch(dir.path(), one, &[]).ok();
     assert!(run.stdout.lines().all(|l| l.starts_with("{\"timestamp\"")), "no tables among them");
     assert!(run.stdout.contains("\"category\":\"attack\""));
@@ -156,9 +157,9 @@ fn one_table_is_enough_and_standard_output_a_place() {
 #[test]
 fn what_cannot_be_watched_is_one_line_and_exit_2() {
     let dir = tempfile::tempdir().unwrap();
-    let log = ["--alert-log", "alerts.json"];
+    let log = ["--eve-log", "alerts.json"];
     for (config, args, needle) in [
-        ("[detect.watch]\naddress = \"10.0.0.5\"\n", &[][..], "--alert-log"),
+        ("[detect.watch]\naddress = \"10.0.0.5\"\n", &[][..], "--eve-log"),
         ("[detect.watch]\naddress = \"10.0.0\"\n", &log, "\"10.0.0\" is not an IP address"),
         ("[detect.watch]\nwindow = 3\n", &log, "address"),
         ("[detect.watch]\naddress = \"::1\"\nwindows = 3\n", &log, "windows"),
@@ -181,7 +182,7 @@ fn what_cannot_be_watched_is_one_line_and_exit_2() {
         assert_eq!(run.stderr.lines().count(), 1, "{config}: {}", run.stderr);
         assert!(run.stderr.contains(needle), "{config}: {}", run.stderr);
     }
-    let run = watch(dir.path(), TWO, &["--alert-log", "c.toml/alerts"]);
+    let run = watch(dir.path(), TWO, &["--eve-log", "c.toml/alerts"]);
     assert_eq!(run.code, Some(2));
-    assert!(run.stderr.contains("alert log c.toml/alerts"), "{}", run.stderr);
+    assert!(run.stderr.contains("EVE log c.toml/alerts"), "{}", run.stderr);
 }

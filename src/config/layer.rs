@@ -90,9 +90,6 @@ pub struct Layer {
     #[arg(long, value_name = "N", value_parser = units::packets)]
     #[serde(deserialize_with = "units::de_packets")]
     pub inspect_packets: Option<u8>,
-    /// File to which the alerts of [detect.watch] are appended, EVE JSON lines; - is standard output
-    #[arg(long, value_name = "PATH")]
-    pub alert_log: Option<PathBuf>,
     /// Flows kept at once; when full, the oldest without an answer are reported and ended
     /// [default: 1000000]
     #[arg(long, value_name = "N", value_parser = units::flows)]
@@ -207,7 +204,6 @@ impl Layer {
             flow_log: self.flow_log.or(lower.flow_log),
             eve_log: self.eve_log.or(lower.eve_log),
             inspect_packets: self.inspect_packets.or(lower.inspect_packets),
-            alert_log: self.alert_log.or(lower.alert_log),
             max_flows: self.max_flows.or(lower.max_flows),
             idle_timeout: self.idle_timeout.or(lower.idle_timeout),
             active_timeout: self.active_timeout.or(lower.active_timeout),

@@ -78,10 +78,8 @@ pub struct Config {
     pub eve_log: Option<PathBuf>,
     /// Packets with a payload that are read of each flow; 0 reads none.
     pub inspect_packets: u8,
-    /// Hosts to watch, and where what they do is reported; there is such a place if there are such
-    /// hosts.
+    /// Hosts to watch; what they do is reported in the EVE log.
     pub watch: Vec<Watched>,
-    pub alert_log: Option<PathBuf>,
     pub max_flows: usize,
     pub idle_timeout: Duration,
     /// Zero: no deltas.
@@ -151,18 +149,17 @@ impl Config {
         let flow_log = l.flow_log.filter(|_| wants_log || !silenced);
         let sensor = l.sensor.unwrap_or_else(hostname);
         let watch = l.detect.watched(&sensor)?;
-        if !watch.is_empty() && l.alert_log.is_none() {
+        if !watch.is_empty() && l.eve_log.is_none() {
             return bad(
-                "[detect.watch] needs a place for its alerts: --alert-log PATH (- is standard output)"
+                "[detect.watch] needs a place for its alerts: --eve-log PATH (- is standard output)"
                     .into(),
             );
         }
-        let alert_log = l.alert_log.filter(|_| !watch.is_empty());
         let is_stdout = |p: &Option<PathBuf>| p.as_ref().is_some_and(|p| p.as_os_str() == "-");
         if is_stdout(&flow_log) && is_stdout(&l.eve_log) {
             return bad("--flow-log - and --eve-log -: only one can be standard output".into());
         }
-        let logs = [&flow_log, &alert_log, &l.eve_log];
+        let logs = [&flow_log, &l.eve_log];
         let on_stdout = logs.into_iter().any(is_stdout);
         let rotate_size = l.rotate_size.unwrap_or(500_000_000);
         if rotate_size < 65_536 {
@@ -193,7 +190,6 @@ impl Config {
             eve_log: l.eve_log,
             inspect_packets: l.inspect_packets.unwrap_or(10),
             watch,
-            alert_log,
             max_flows: l.max_flows.unwrap_or(1_000_000),
             idle_timeout: l.idle_timeout.unwrap_or(Duration::from_secs(60)),
             active_timeout: l.active_timeout.unwrap_or(Duration::from_secs(300)),

@@ -5,7 +5,6 @@
 //! report their flows and end; the journal's lcore ends when they have; its writer when that has;
 //! then losses are counted for the last time, ports stop, and interfaces are put back.
 
-mod alerts;
 mod desk;
 pub(crate) mod inputs;
 mod plan;
@@ -14,7 +13,6 @@ mod summary;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,8 +22,8 @@ use rtrb::RingBuffer;
 
 use crate::capture::{Complaint, OpenError, Source, Steer};
 use crate::config::{Config, PollMode, SummaryFormat};
-use crate::detect::Verdict;
 use crate::detect::watch::{self, Watched, Watches};
+use crate::detect::{Class, Verdict};
 use crate::eve::EveWriter;
 use crate::event::{About, EventWriter, FlowEvent, Note};
 use crate::export::{EveLog, FlowLog, OpenLogError};
@@ -34,7 +32,6 @@ use crate::inspect::collect::Heard;
 use crate::journal::{self, JournalConfig, JournalError, Scribe, retention};
 use crate::status::{Counter, Counters, Group, Published};
 use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
-use alerts::Alerts;
 use desk::Desk;
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
@@ -64,8 +61,6 @@ pub enum RunError {
     Dpdk(#[from] dpdk::Error),
     #[error(transparent)]
     Log(#[from] OpenLogError),
-    #[error("alert log {}: {source}", path.display())]
-    Alerts { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error("the CPUs of this process could not be read: {0}")]
@@ -102,12 +97,6 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         }
         None => None,
     };
-    let alerts = match &config.alert_log {
-        Some(path) => Some(
-            Alerts::open(path).map_err(|source| RunError::Alerts { path: path.clone(), source })?,
-        ),
-        None => None,
-    };
     if config.journal {
         say_what_is_journaled(config);
     }
@@ -130,7 +119,7 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
     let debug = config.debug;
-    let mut outputs = Outputs { log, eve, alerts, highlights, debug, failed: false, latest_ns: 0 };
+    let mut outputs = Outputs { log, eve, highlights, debug, failed: false, latest_ns: 0 };
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, begun))
@@ -436,7 +425,6 @@ fn deal_inputs(queues: Queues, plan: &Plan, tasks: &mut [Vec<Task>]) -> Vec<Inpu
 struct Outputs {
     log: Option<FlowLog>,
     eve: Option<EveLog>,
-    alerts: Option<Alerts>,
     highlights: Option<Highlights>,
     debug: bool,
     failed: bool,
@@ -484,11 +472,19 @@ impl Outputs {
         }
     }
 
+    /// What was found in one window, so that a reader sees it at once.
     fn verdict(&mut self, watched: &Watched, verdict: &Verdict) {
-        if let Some(alerts) = &mut self.alerts
-            && let Err(e) = alerts.write(watched, verdict)
-        {
-            self.fail("the alert log", &e);
+        let Some(eve) = &mut self.eve else { return };
+        let shown = |class| class != Class::Idle || watched.show_idle;
+        let mut write = || -> std::io::Result<()> {
+            for finding in verdict.findings.iter().filter(|f| shown(f.class)) {
+                // Writing to memory cannot fail.
+                eve.write(|_, out| _ = watched.eve.write(verdict, finding, out))?;
+            }
+            eve.flush()
+        };
+        if let Err(e) = write() {
+            self.fail("the EVE log", &e);
         }
     }
 
