@@ -2,12 +2,15 @@
 //!
 //! * [`Filler`], [`Filled`]: a page-aligned buffer that one thread fills while others read what is
 //!   published, without locks.
+//! * [`prefer_large_pages`]: for memory that is read at random.
 //! * [`Ring`]: writes and syncs through io_uring, completed in any order.
 //!
 //! Nothing here knows of packets or files' meaning.
 
+mod pages;
 mod ring;
 mod staging;
 
+pub use pages::prefer_large_pages;
 pub use ring::Ring;
 pub use staging::{Filled, Filler, PAGE};

@@ -71,7 +71,9 @@ pub struct OpenIndex {
 
 fn zeroed(n: usize) -> Box<[AtomicU64]> {
     // Pages that the system gives when they are touched.
-    bytemuck::allocation::zeroed_slice_box(n)
+    let list = bytemuck::allocation::zeroed_slice_box(n);
+    diskio::prefer_large_pages(&list);
+    list
 }
 
 fn get(list: &[AtomicU64], at: usize) -> u64 {
