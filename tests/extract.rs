@@ -57,6 +57,12 @@ fn tcpdump(file: &Path, filter: &str) -> Vec<Packet> {
     read_pcap(&out.stdout)
 }
 
+/// A pcap-filter expression that is looked at behind as many as two tags.
+fn behind_tags(e: &str) -> String {
+    let untagged = |at| format!("(ether[{at}:2] != 0x8100 and ether[{at}:2] != 0x88a8 and ({e}))");
+    format!("{} or (vlan and ({} or (vlan and ({e}))))", untagged(12), untagged(16))
+}
+
 /// The packets of a capture in nanoseconds, whatever it was written in.
 fn sorted(mut packets: Vec<Packet>) -> Vec<Packet> {
     packets.sort();
@@ -135,7 +141,9 @@ fn a_conversation_comes_out_as_tcpdump_would_have_it() {
         (&[], ""),
     ] {
         // The capture's own order is that of time.
-        assert_eq!(sorted(extract(&j.data, args)), sorted(tcpdump(&j.capture, filter)), "{args:?}");
+        let judge = if filter.is_empty() { String::new() } else { behind_tags(filter) };
+        let want = sorted(tcpdump(&j.capture, &judge));
+        assert_eq!(sorted(extract(&j.data, args)), want, "{args:?}");
     }
 }
 
@@ -403,11 +411,11 @@ fn the_journal_is_asked_while_the_sensor_writes() {
         if run.code == Some(0) { run.stdout.trim().parse().unwrap() } else { 0 }
     };
     let (begun, mut seen) = (Instant::now(), 0);
-    while seen < 3_000 && begun.elapsed() < Duration::from_secs(20) {
+    while seen < 500 && begun.elapsed() < Duration::from_secs(20) {
         seen = count();
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(seen >= 3_000, "{seen}");
+    assert!(seen >= 500, "{seen}");
     assert!(cli(&["journal", "repair", "--data-dir", text(&data)]).code == Some(2), "it is in use");
     let verify = cli(&["journal", "verify", "--data-dir", text(&data)]);
     assert_eq!(verify.code, Some(0), "{}{}", verify.stdout, verify.stderr);
@@ -421,11 +429,6 @@ fn the_journal_is_asked_while_the_sensor_writes() {
 
 #[test]
 fn what_the_filter_leaves_out_is_counted_and_nothing_else_is_missing() {
-    let behind_tags = |e: &str| {
-        let untagged =
-            |at| format!("(ether[{at}:2] != 0x8100 and ether[{at}:2] != 0x88a8 and ({e}))");
-        format!("{} or (vlan and ({} or (vlan and ({e}))))", untagged(12), untagged(16))
-    };
     let made = |dir: &Path| {
         let path = dir.join("made.pcap");
         fs::write(&path, Traffic::new(77, 5_000, false).pcap()).unwrap();
