@@ -9,8 +9,11 @@ use malakocut::inspect::collect::Collector;
 use malakocut::inspect::{Inspector, Limits, dhcp, dns, http, neighbour, quic, ssh, tls};
 use malakocut::packet::{Addr, Decoded, FlowKey, Tuple, proto};
 
+/// A target takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// Name and function of each.
-pub const ALL: [(&str, fn(&[u8])); 8] = [
+pub const ALL: [(&str, Target); 8] = [
     ("dns", dns),
     ("tls", tls),
     ("quic", quic),

@@ -1,5 +1,6 @@
 //! Lines in large writes, to a log that can be opened anew.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -16,10 +17,11 @@ pub(super) struct Buffered {
 }
 
 impl Buffered {
-    /// Opens a log as [`LineLog::open`] does.
+    /// Opens a file at its end, and makes it if it is not there, but not its folder; `-` is standard
+    /// output.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let buffer = Vec::with_capacity(BUFFER + 4096);
-        Ok(Self { path: path.into(), log: LineLog::open(path)?, buffer })
+        Ok(Self { path: path.into(), log: open(path)?, buffer })
     }
 
     /// Adds lines, written into the buffer by `write`.
@@ -41,7 +43,14 @@ impl Buffered {
     /// stays open if the new one cannot be opened.
     pub(super) fn reopen(&mut self) -> io::Result<()> {
         self.flush()?;
-        self.log = LineLog::open(&self.path)?;
+        self.log = open(&self.path)?;
         Ok(())
     }
+}
+
+fn open(path: &Path) -> io::Result<LineLog> {
+    if path.as_os_str() == "-" {
+        return LineLog::open(path);
+    }
+    OpenOptions::new().create(true).append(true).open(path).map(LineLog::File)
 }
