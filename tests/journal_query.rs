@@ -456,14 +456,14 @@ fn at_offset(n: &Net, base: &str, offset: usize, v6: bool) -> String {
 fn quoted_v4(t: &Terms) -> String {
     let net = |n: &Net, is_src: bool| at_offset(n, "icmp", if is_src { 20 } else { 24 }, false);
     let port = |p: u16, is_src: bool| format!("icmp[{}:2] = {p}", if is_src { 28 } else { 30 });
-    let proto = t.protocol.map_or("greater 0".into(), |p| format!("icmp[17] = {p}"));
+    let proto = t.protocol.map_or_else(|| "greater 0".into(), |p| format!("icmp[17] = {p}"));
     format!("((icmp[0] = 3 or icmp[0] = 11) and {proto} and {})", either_way(t, &net, &port))
 }
 
 fn quoted_v6(t: &Terms) -> String {
     let net = |n: &Net, is_src: bool| at_offset(n, "ip6", if is_src { 56 } else { 72 }, true);
     let port = |p: u16, is_src: bool| format!("ip6[{}:2] = {p}", if is_src { 88 } else { 90 });
-    let proto = t.protocol.map_or("greater 0".into(), |p| format!("ip6[54] = {p}"));
+    let proto = t.protocol.map_or_else(|| "greater 0".into(), |p| format!("ip6[54] = {p}"));
     format!("(ip6[6] = 58 and ip6[40] <= 3 and {proto} and {})", either_way(t, &net, &port))
 }
 

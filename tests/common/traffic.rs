@@ -283,7 +283,7 @@ impl Traffic {
         for (n, part) in whole.chunks(24).enumerate() {
             let more = u16::from((n + 1) * 24 < whole.len());
             let mut body = vec![17, 0];
-            body.extend((n as u16 * 24 | more).to_be_bytes());
+            body.extend(((n as u16 * 24) | more).to_be_bytes());
             body.extend(id.to_be_bytes());
             body.extend(part);
             self.whole_frame(r, 0x86dd, &ipv6(a, b, 44, &body));
