@@ -27,7 +27,7 @@ fn every_packet_is_accounted_for_and_whole() {
         let log = dir.path().join("flows");
         let args =
             ["--interface", "mirror", "--lcores", lcores, "--flow-log", log.to_str().unwrap()];
-        let child = pair.start(dir.path(), &args);
+        let child = pair.start(dir.path(), &[&args[..], &["--pcap-filter", ""]].concat());
         pair.replay(&capture, loops);
         let summary = interrupt(child).summary();
         let sent = u64::from(loops) * number(&truth, "packets");

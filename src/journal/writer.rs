@@ -49,6 +49,8 @@ pub struct Pace {
 
 /// How long the disk is left alone after it refused a new file.
 const RETRY: Duration = Duration::from_secs(1);
+/// Refusals are said no more often than this.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// How often a buffer that is being filled is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long to wait for a completion before new notes are looked at.
@@ -98,12 +100,18 @@ pub struct Writer<D: Disk> {
     /// Where a path is said.
     place: String,
     refusing: Option<Refusal>,
+    /// When a refusal was last said.
+    told: Option<Instant>,
+    /// Packets given up at the end.
+    given_up: u64,
     no_more_notes: bool,
 }
 
 /// The disk refuses at the moment.
 struct Refusal {
     since: Instant,
+    /// It was said.
+    told: bool,
 }
 
 impl<D: Disk> Writer<D> {
@@ -130,6 +138,8 @@ impl<D: Disk> Writer<D> {
             next_id: 1,
             place,
             refusing: None,
+            told: None,
+            given_up: 0,
             no_more_notes: false,
         }
     }
@@ -137,6 +147,13 @@ impl<D: Disk> Writer<D> {
     /// Writes until the lcore is gone and everything is on disk, or given up.
     pub fn run(&mut self) {
         while self.step(Instant::now(), LOOK) {}
+        if self.given_up > 0 {
+            tracing::error!(
+                "journal {}: {} packets could not be written",
+                self.place,
+                self.given_up
+            );
+        }
     }
 
     /// One round: takes notes and completions, starts what can be started. Waits no longer than
@@ -329,11 +346,13 @@ impl<D: Disk> Writer<D> {
         self.publish(link);
         if let Some(refusal) = self.refusing.take() {
             self.links.signals.refused.store(false, Ordering::Relaxed);
-            tracing::info!(
-                "journal {}: it writes again, after {:.1} s",
-                self.place,
-                refusal.since.elapsed().as_secs_f64()
-            );
+            if refusal.told {
+                tracing::info!(
+                    "journal {}: it writes again, after {:.1} s",
+                    self.place,
+                    refusal.since.elapsed().as_secs_f64()
+                );
+            }
         }
     }
 
@@ -378,16 +397,21 @@ impl<D: Disk> Writer<D> {
         progress
     }
 
-    /// Says once that the disk refuses, until it does not.
+    /// Says that the disk refuses: once until it does not, and not every time where it goes back and
+    /// forth.
     fn refuse(&mut self, why: &io::Error, now: Instant) {
-        if self.refusing.is_none() {
-            tracing::error!(
-                "journal {}: {why}; what is staged is kept and tried again, what comes beyond that is \
-                 dropped and counted",
-                self.place
-            );
-            self.refusing = Some(Refusal { since: now });
+        let recently = self.told.is_some_and(|told| now.duration_since(told) < SAY_AGAIN);
+        let refusing = self.refusing.get_or_insert(Refusal { since: now, told: false });
+        if refusing.told || recently {
+            return;
         }
+        refusing.told = true;
+        self.told = Some(now);
+        tracing::error!(
+            "journal {}: {why}; what is staged is kept and tried again, what comes beyond that is \
+             dropped and counted",
+            self.place
+        );
     }
 
     fn seal(&mut self, at: usize) {
@@ -408,9 +432,7 @@ impl<D: Disk> Writer<D> {
         let mut segment = self.segments.remove(at);
         let lost = segment.packets_left();
         self.counters.add(Counter::JournalNoSpace, lost);
-        if lost > 0 {
-            tracing::error!("journal {}: {lost} packets could not be written", self.place);
-        }
+        self.given_up += lost;
         self.limbo.extend(segment.release_all());
     }
 
