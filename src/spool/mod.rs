@@ -20,7 +20,7 @@ mod store;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -34,6 +34,8 @@ pub const MAX_LINE: usize = 64 << 10;
 const BALLAST: u64 = 16 << 20;
 /// Records deleted in one batch.
 const DELETE: usize = 512;
+/// Event numbers reserved at once.
+const RESERVE: u64 = 1 << 17;
 /// What a record is counted with beside its line.
 const OVERHEAD: u64 = 48;
 
@@ -146,12 +148,26 @@ pub struct Opened {
     pub salvaged: u64,
 }
 
+#[derive(Default)]
 struct State {
     id: u64,
     next: u64,
     head: u64,
     bytes: u64,
+    /// Events in the store: another count at the next start means that some were lost.
+    events: u64,
+    /// Numbers below this one may have been given, whatever the store says.
+    reserved: u64,
     cursors: BTreeMap<String, Cursor>,
+}
+
+/// What is noted beside the store.
+struct Mark {
+    id: u64,
+    /// Numbers below this one may have been given.
+    reserved: u64,
+    /// The spool was closed in order.
+    clean: bool,
 }
 
 /// See the module. Shared by threads; one at a time pushes.
@@ -179,7 +195,7 @@ impl Spool {
             Err(fs::TryLockError::WouldBlock) => return Err(SpoolError::InUse(directory.into())),
             Err(fs::TryLockError::Error(e)) => return Err(unusable(e)),
         }
-        let state = State { id: 0, next: 1, head: 1, bytes: 0, cursors: BTreeMap::new() };
+        let state = State { next: 1, head: 1, ..State::default() };
         let spool = Self {
             directory: directory.into(),
             limits,
@@ -224,10 +240,13 @@ impl Spool {
                 return Err(SpoolError::Full { bytes: state.bytes, max_bytes });
             }
             self.check_disk(added)?;
-            batch.insert(NEXT, meta_value(seq));
-            batch.insert(BYTES, meta_value(bytes));
+            if seq > state.reserved {
+                self.reserve(&mut state, seq).map_err(|e| self.mark_error(&e))?;
+            }
+            let events = state.events + (seq - first);
+            put_counts(&mut batch, seq, bytes, events);
             self.guard(store.apply(batch))?;
-            state.bytes = bytes;
+            (state.bytes, state.events) = (bytes, events);
             (first, added, seq - first)
         };
         let committed = self.guard(store.commit());
@@ -236,6 +255,7 @@ impl Spool {
             Ok(()) => state.next = first + count,
             Err(e) => {
                 state.bytes -= added;
+                state.events -= count;
                 return Err(e);
             }
         }
@@ -319,7 +339,7 @@ impl Spool {
                 batch.remove(&key);
             }
         }
-        batch.insert(BYTES, meta_value(bytes));
+        put_counts(&mut batch, state.next, bytes, state.events);
         self.guard(store.apply(batch))?;
         state.bytes = bytes;
         state.cursors.insert(name.to_owned(), cursor.clone());
@@ -399,10 +419,10 @@ impl Spool {
                 count += 1;
             }
             let bytes = state.bytes.saturating_sub(freed);
-            batch.insert(BYTES, meta_value(bytes));
+            let events = state.events.saturating_sub(count as u64);
+            put_counts(&mut batch, state.next, bytes, events);
             self.guard(store.apply(batch))?;
-            state.bytes = bytes;
-            state.head = upto;
+            (state.bytes, state.events, state.head) = (bytes, events, upto);
         }
         Ok(())
     }
@@ -459,15 +479,36 @@ impl Spool {
         *slot = None;
         let path = self.directory.join("store");
         let mut opened = Opened::default();
-        let mut salvage = None;
+        let mark = self.read_mark();
+        let first = lock(&self.state).next == 1;
+        // sled writes over what it takes for torn, and may open a damaged file as an empty store. So
+        // after an end out of order its files are copied first, and what it drops is put back.
+        let unclean = first && mark.as_ref().is_some_and(|m| !m.clean);
+        let before = self.directory.join("store.before");
+        let free = free_bytes(&self.directory).unwrap_or(0);
+        let copied = unclean && salvage::copy(&path, &before, free).is_some();
+        let seen = match (unclean, copied) {
+            (true, true) => Salvage::of(&before),
+            (true, false) => Salvage::of(&path),
+            _ => Salvage::default(),
+        };
         let mut attempt = Store::open(&path);
         if matches!(&attempt, Err(e) if e.is_full()) {
             // Room to open; when there is more again, the ballast is laid anew.
             let _ = fs::remove_file(self.ballast());
             attempt = Store::open(&path);
         }
-        let store = match attempt {
-            Ok(store) => store,
+        let mut state = lock(&self.state);
+        if let Some(mark) = mark.as_ref().filter(|_| unclean) {
+            state.reserved = mark.reserved;
+        }
+        let damage = match attempt {
+            Ok(store) => {
+                let loaded = load(&store, &mut state, mark.as_ref())
+                    .and_then(|()| put_back(&store, &mut state, &seen).map_err(|e| e.to_string()));
+                *slot = loaded.is_ok().then_some(store);
+                loaded.map(|n| opened.salvaged = n).err()
+            }
             Err(e) if e.is_full() => {
                 return Err(SpoolError::DiskFull {
                     free: free_bytes(&self.directory).unwrap_or(0),
@@ -476,73 +517,65 @@ impl Spool {
             Err(e) if e.is_environment() => {
                 return Err(SpoolError::Unusable { path, source: e.into_io() });
             }
-            Err(e) => {
-                let unusable = |source| SpoolError::Unusable { path: path.clone(), source };
-                let aside = salvage::set_aside(&path).map_err(unusable)?;
-                salvage = Some(Salvage::of(&aside));
-                opened.set_aside = Some((aside, e.to_string()));
-                Store::open(&path).map_err(|e| unusable(e.into_io()))?
-            }
+            Err(e) => Some(e.to_string()),
         };
-        let mut state = lock(&self.state);
-        let result = match salvage {
-            Some(found) => self.take_over(&store, &mut state, &found).map(|n| opened.salvaged = n),
-            None => load(&store, &mut state),
-        };
-        result.map_err(|e| SpoolError::Store(e.to_string()))?;
-        *slot = Some(store);
-        drop(slot);
+        if let Some(why) = damage {
+            let unusable = |source| SpoolError::Unusable { path: path.clone(), source };
+            let aside = salvage::set_aside(&path).map_err(unusable)?;
+            let found = if copied {
+                let _ = fs::remove_dir_all(&aside);
+                fs::rename(&before, &aside).map_err(unusable)?;
+                seen.moved(&before, &aside)
+            } else {
+                Salvage::of(&aside)
+            };
+            opened.set_aside = Some((aside, why));
+            let store = Store::open(&path).map_err(|e| unusable(e.into_io()))?;
+            let saved = take_over(&store, &mut state, &found, mark.as_ref());
+            opened.salvaged = saved.map_err(|e| SpoolError::Store(e.to_string()))?;
+            *slot = Some(store);
+        }
+        let next = state.next;
+        self.reserve(&mut state, next).map_err(|e| self.mark_error(&e))?;
+        drop((state, slot));
+        let _ = fs::remove_dir_all(&before);
         self.lay_ballast();
         Ok(opened)
     }
 
-    /// Fills a new store with what was found in a damaged one.
-    fn take_over(
-        &self,
-        store: &Store,
-        state: &mut State,
-        found: &Salvage,
-    ) -> Result<u64, sled::Error> {
-        state.id = if found.id == 0 { random_id() } else { found.id };
-        for (name, cursor) in &found.cursors {
-            // This process's own are newer.
-            state.cursors.entry(name.clone()).or_insert_with(|| cursor.clone());
+    /// Notes beside the store that numbers up to some beyond `next` may be given: sled opens some
+    /// damaged files as an empty store.
+    fn reserve(&self, state: &mut State, next: u64) -> io::Result<()> {
+        let reserved = next + RESERVE;
+        self.write_mark(&Mark { id: state.id, reserved, clean: false })?;
+        state.reserved = reserved;
+        Ok(())
+    }
+
+    fn write_mark(&self, mark: &Mark) -> io::Result<()> {
+        let path = self.directory.join("mark.new");
+        let mut file = File::create(&path)?;
+        file.write_all(&frame(Kind::Meta, |out| {
+            out.extend_from_slice(&mark.id.to_le_bytes());
+            out.extend_from_slice(&mark.reserved.to_le_bytes());
+            out.push(u8::from(mark.clean));
+        }))?;
+        file.sync_all()?;
+        fs::rename(path, self.directory.join("mark"))?;
+        File::open(&self.directory)?.sync_all()
+    }
+
+    fn read_mark(&self) -> Option<Mark> {
+        let bytes = fs::read(self.directory.join("mark")).ok()?;
+        let mut r = Reader(frame::open(&bytes, Kind::Meta)?);
+        Some(Mark { id: r.u64()?, reserved: r.u64()?, clean: r.u8()? == 1 })
+    }
+
+    fn mark_error(&self, e: &io::Error) -> SpoolError {
+        if e.kind() == io::ErrorKind::StorageFull {
+            return SpoolError::DiskFull { free: free_bytes(&self.directory).unwrap_or(0) };
         }
-        let low = state.cursors.values().map(Cursor::low).min().unwrap_or(0);
-        // Never a number twice: what was pushed last may not have been found.
-        let next = state.next.max(found.next + 100_000);
-        let (mut saved, mut bytes, mut head) = (0, 0, next);
-        let mut batch = Batch::default();
-        batch.insert(ID, meta_value(state.id));
-        for (name, cursor) in &state.cursors {
-            batch.insert(&named_key(b'c', name, None), cursor_value(name, cursor));
-        }
-        for ((name, seq), dead) in &found.dead {
-            batch.insert(&named_key(b'd', name, Some(*seq)), dead_value(name, dead));
-            bytes += weight(&dead.entry.line);
-        }
-        let mut waiting = 0;
-        found.each(low, |key, value, line| -> Result<(), sled::Error> {
-            if let Some(seq) = event_seq(&key) {
-                head = head.min(seq);
-                saved += 1;
-            }
-            bytes += weight(line);
-            batch.insert(&key, value);
-            waiting += 1;
-            if waiting == DELETE {
-                waiting = 0;
-                store.apply(std::mem::take(&mut batch))?;
-                store.commit()?;
-            }
-            Ok(())
-        })?;
-        batch.insert(NEXT, meta_value(next));
-        batch.insert(BYTES, meta_value(bytes));
-        store.apply(batch)?;
-        store.commit()?;
-        (state.next, state.head, state.bytes) = (next, head, bytes);
-        Ok(saved)
+        SpoolError::Store(format!("{}: {e}", self.directory.join("mark").display()))
     }
 
     fn ballast(&self) -> PathBuf {
@@ -566,48 +599,140 @@ impl Spool {
     }
 }
 
-/// Reads the state of a store that opened.
-fn load(store: &Store, state: &mut State) -> Result<(), sled::Error> {
-    let number = |key: &[u8]| -> Result<Option<u64>, sled::Error> {
-        Ok(store.get(key)?.and_then(|v| Reader(frame::open(&v, Kind::Meta)?).u64()))
-    };
+/// Fills a new store with what was found in a damaged one; says how many events that is.
+fn take_over(
+    store: &Store,
+    state: &mut State,
+    found: &Salvage,
+    mark: Option<&Mark>,
+) -> Result<u64, sled::Error> {
+    state.id = mark.map_or(found.id, |m| m.id);
+    if state.id == 0 {
+        state.id = random_id();
+    }
+    // Never a number twice: what was pushed last may not have been found.
+    state.next = state.next.max(found.next).max(state.reserved);
+    (state.head, state.bytes, state.events) = (state.next, 0, 0);
     let mut batch = Batch::default();
-    match number(ID)? {
-        Some(id) => state.id = id,
-        None if state.id != 0 => batch.insert(ID, meta_value(state.id)),
-        None => {
-            state.id = random_id();
-            batch.insert(ID, meta_value(state.id));
+    batch.insert(ID, meta_value(state.id));
+    for (name, cursor) in &found.cursors {
+        // This process's own are newer.
+        state.cursors.entry(name.clone()).or_insert_with(|| cursor.clone());
+    }
+    for (name, cursor) in &state.cursors {
+        batch.insert(&named_key(b'c', name, None), cursor_value(name, cursor));
+    }
+    for ((name, seq), dead) in &found.dead {
+        batch.insert(&named_key(b'd', name, Some(*seq)), dead_value(name, dead));
+        state.bytes += weight(&dead.entry.line);
+    }
+    store.apply(batch)?;
+    put_back(store, state, found)
+}
+
+/// Stores the events of `found` that are still wanted and are not there; says how many.
+fn put_back(store: &Store, state: &mut State, found: &Salvage) -> Result<u64, sled::Error> {
+    state.next = state.next.max(found.next).max(state.reserved);
+    let low = state.cursors.values().map(Cursor::low).min().unwrap_or(0);
+    let mut saved = 0;
+    let (mut batch, mut waiting) = (Batch::default(), 0);
+    found.each(low, |seq, value, line| -> Result<(), sled::Error> {
+        let key = event_key(seq);
+        if store.contains(&key)? {
+            return Ok(());
+        }
+        state.head = state.head.min(seq);
+        state.bytes += weight(line);
+        (saved, waiting) = (saved + 1, waiting + 1);
+        batch.insert(&key, value);
+        if waiting == DELETE {
+            waiting = 0;
+            put_counts(&mut batch, state.next, state.bytes, state.events + saved);
+            store.apply(std::mem::take(&mut batch))?;
+        }
+        Ok(())
+    })?;
+    state.events += saved;
+    put_counts(&mut batch, state.next, state.bytes, state.events);
+    store.apply(batch)?;
+    store.commit()?;
+    Ok(saved)
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        // Gives sled's file back before others may take the lock.
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let state = lock(&self.state);
+        if state.id != 0 {
+            let mark = Mark { id: state.id, reserved: state.reserved, clean: true };
+            if let Err(e) = self.write_mark(&mark) {
+                tracing::warn!("{}: {e}", self.directory.join("mark").display());
+            }
         }
     }
-    let began = state.next > 1;
-    if began {
-        // A push that failed is pushed again, so what it left is not an event.
-        for found in store.range(&event_key(state.next), &event_key(u64::MAX)) {
-            batch.remove(&found?.0);
-        }
+}
+
+/// Reads the state of a store that opened; says what is wrong if events were lost in it.
+fn load(store: &Store, state: &mut State, mark: Option<&Mark>) -> Result<(), String> {
+    let sled = |e: sled::Error| e.to_string();
+    let number = |key: &[u8]| -> Result<Option<u64>, String> {
+        let value = store.get(key).map_err(sled)?;
+        Ok(value.and_then(|v| Reader(frame::open(&v, Kind::Meta)?).u64()))
+    };
+    let id = number(ID)?;
+    if mark.is_some_and(|m| id != Some(m.id)) {
+        return Err("it is not the store that was there".into());
     }
-    let last = store.range(&event_key(0), &event_key(u64::MAX)).next_back().transpose()?;
-    let after = last.and_then(|(key, _)| event_seq(&key)).map_or(1, |seq| seq + 1);
-    if !began {
-        state.next = state.next.max(number(NEXT)?.unwrap_or(1)).max(after);
+    let mut batch = Batch::default();
+    state.id = id.unwrap_or_else(random_id);
+    batch.insert(ID, meta_value(state.id));
+    let running = state.next > 1;
+    let (mut events, mut head, mut last) = (0, None, 0);
+    for found in store.range(&event_key(0), &event_key(u64::MAX)) {
+        let (key, _) = found.map_err(sled)?;
+        let Some(seq) = event_seq(&key) else { continue };
+        events += 1;
+        last = seq;
+        if running && seq >= state.next {
+            // A push that failed is pushed again, so what it left is not an event.
+            batch.remove(&key);
+            events -= 1;
+            continue;
+        }
+        head = head.or(Some(seq));
+    }
+    if !running {
+        let expected = number(EVENTS)?.unwrap_or(0);
+        if events != expected {
+            return Err(format!("it holds {events} events of {expected}"));
+        }
+        state.next = number(NEXT)?.unwrap_or(1).max(last + 1);
     }
     for found in store.range(b"c", b"d") {
-        if let Some((name, cursor)) = read_cursor(&found?.1) {
+        if let Some((name, cursor)) = read_cursor(&found.map_err(sled)?.1) {
             state.cursors.entry(name).or_insert(cursor);
         }
     }
-    let first = store.range(&event_key(0), &event_key(state.next)).next().transpose()?;
-    state.head = first.and_then(|(key, _)| event_seq(&key)).unwrap_or(state.next);
+    state.head = head.unwrap_or(state.next);
+    state.events = events;
     state.bytes = number(BYTES)?.unwrap_or(0);
-    batch.insert(NEXT, meta_value(state.next));
-    store.apply(batch)?;
-    store.commit()
+    put_counts(&mut batch, state.next, state.bytes, events);
+    store.apply(batch).map_err(sled)?;
+    store.commit().map_err(sled)
 }
 
 const ID: &[u8] = b"mid";
 const NEXT: &[u8] = b"mnext";
 const BYTES: &[u8] = b"mbytes";
+const EVENTS: &[u8] = b"mevents";
+
+/// The counts that go with a change of the events.
+fn put_counts(batch: &mut Batch, next: u64, bytes: u64, events: u64) {
+    for (key, n) in [(NEXT, next), (BYTES, bytes), (EVENTS, events)] {
+        batch.insert(key, meta_value(n));
+    }
+}
 
 fn event_key(seq: u64) -> [u8; 9] {
     let mut key = [b'e'; 9];

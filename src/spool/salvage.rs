@@ -10,9 +10,18 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::frame::{self, Kind, MAX_BODY, Reader};
-use super::{Cursor, Dead, EventId, cursor_of, dead_of, event_key, get_entry};
+use super::{Cursor, Dead, EventId, cursor_of, dead_of, get_entry};
 
 const CHUNK: usize = 1 << 20;
+
+/// Where the body of an event's value lies.
+#[derive(Clone, Copy)]
+struct Place {
+    file: u32,
+    at: u64,
+    len: u32,
+    crc: u32,
+}
 
 /// What was found.
 #[derive(Default)]
@@ -25,8 +34,7 @@ pub(super) struct Salvage {
     /// By exporter and event number; one that was tried again may be among them.
     pub(super) dead: BTreeMap<(String, u64), Dead>,
     files: Vec<PathBuf>,
-    /// By event number: file and offset of the value, and its length.
-    events: BTreeMap<u64, (u32, u64, u32)>,
+    events: BTreeMap<u64, Place>,
 }
 
 /// Moves a store out of the way, to `<path>.damaged-<n>`.
@@ -37,6 +45,21 @@ pub(super) fn set_aside(path: &Path) -> io::Result<PathBuf> {
         .ok_or_else(|| io::Error::other("no name left for a damaged store"))?;
     fs::rename(path, &to)?;
     Ok(to)
+}
+
+/// A copy of a store's files as they are, if the disk has room for it.
+pub(super) fn copy(path: &Path, to: &Path, free: u64) -> Option<()> {
+    let files = || fs::read_dir(path).ok().map(|d| d.flatten().filter(|e| e.path().is_file()));
+    let size: u64 = files()?.filter_map(|e| Some(e.metadata().ok()?.len())).sum();
+    let _ = fs::remove_dir_all(to);
+    if free < 2 * size + (64 << 20) {
+        return None;
+    }
+    fs::create_dir(to).ok()?;
+    for file in files()? {
+        fs::copy(file.path(), to.join(file.file_name())).ok()?;
+    }
+    Some(())
 }
 
 impl Salvage {
@@ -59,6 +82,16 @@ impl Salvage {
             }
         }
         this
+    }
+
+    /// The same files, in another place.
+    pub(super) fn moved(mut self, from: &Path, to: &Path) -> Self {
+        for path in &mut self.files {
+            if let Ok(rest) = path.strip_prefix(from) {
+                *path = to.join(rest);
+            }
+        }
+        self
     }
 
     fn read(&mut self, number: u32, path: &Path) -> io::Result<()> {
@@ -96,7 +129,8 @@ impl Salvage {
                 if seq + 1 > self.next {
                     (self.next, self.id) = (seq + 1, store);
                 }
-                self.events.insert(seq, (file, at, body.len() as u32));
+                let (len, crc) = (body.len() as u32, crc32fast::hash(body));
+                self.events.insert(seq, Place { file, at, len, crc });
             }
             Kind::Cursor => {
                 let Some((name, cursor)) = cursor_of(body) else { return };
@@ -114,14 +148,14 @@ impl Salvage {
         }
     }
 
-    /// Calls `each` with key, value and line of every event from `low` on, in order.
+    /// Calls `each` with number, value and line of every event from `low` on, in order.
     pub(super) fn each<E>(
         &self,
         low: u64,
-        mut each: impl FnMut([u8; 9], Vec<u8>, &[u8]) -> Result<(), E>,
+        mut each: impl FnMut(u64, Vec<u8>, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut open: BTreeMap<u32, File> = BTreeMap::new();
-        for (&seq, &(file, at, len)) in self.events.range(low..) {
+        for (&seq, &Place { file, at, len, crc }) in self.events.range(low..) {
             let mut body = vec![0; len as usize];
             let mut read = || -> io::Result<()> {
                 let path = self.files.get(file as usize).ok_or(io::ErrorKind::NotFound)?;
@@ -136,9 +170,13 @@ impl Salvage {
                 tracing::warn!("event {seq} could not be read again: {e}");
                 continue;
             }
+            // sled may have written over it since.
+            if crc32fast::hash(&body) != crc {
+                continue;
+            }
             let Some(entry) = get_entry(&mut Reader(&body)) else { continue };
             let value = frame::frame(Kind::Event, |out| out.extend_from_slice(&body));
-            each(event_key(seq), value, &entry.line)?;
+            each(seq, value, &entry.line)?;
         }
         Ok(())
     }
