@@ -159,6 +159,8 @@ struct State {
     /// Numbers below this one may have been given, whatever the store says.
     reserved: u64,
     cursors: BTreeMap<String, Cursor>,
+    /// There were events and no cursors when the store was opened.
+    orphaned: bool,
 }
 
 /// What is noted beside the store.
@@ -290,15 +292,24 @@ impl Spool {
         lock(&self.state).next
     }
 
-    /// An exporter's cursor; one that is new begins with the next event.
-    pub fn cursor(&self, name: &str) -> Cursor {
-        let mut state = lock(&self.state);
-        let next = state.next;
-        state
-            .cursors
-            .entry(name.to_owned())
-            .or_insert_with(|| Cursor { next, parts: VecDeque::new() })
-            .clone()
+    /// An exporter's cursor. One that is new begins with the next event, or with the oldest where
+    /// nobody's cursor is known.
+    ///
+    /// # Errors
+    /// The store failed; the cursor counts in this process all the same.
+    pub fn cursor(&self, name: &str) -> Result<Cursor, SpoolError> {
+        let cursor = {
+            let mut state = lock(&self.state);
+            if let Some(known) = state.cursors.get(name) {
+                return Ok(known.clone());
+            }
+            let next = if state.orphaned { state.head } else { state.next };
+            let cursor = Cursor { next, parts: VecDeque::new() };
+            state.cursors.insert(name.to_owned(), cursor.clone());
+            cursor
+        };
+        self.keep(name, &cursor, &[], &[])?;
+        Ok(cursor)
     }
 
     /// Names of all exporters that have a cursor.
@@ -615,17 +626,6 @@ fn take_over(
     (state.head, state.bytes, state.events) = (state.next, 0, 0);
     let mut batch = Batch::default();
     batch.insert(ID, meta_value(state.id));
-    for (name, cursor) in &found.cursors {
-        // This process's own are newer.
-        state.cursors.entry(name.clone()).or_insert_with(|| cursor.clone());
-    }
-    for (name, cursor) in &state.cursors {
-        batch.insert(&named_key(b'c', name, None), cursor_value(name, cursor));
-    }
-    for ((name, seq), dead) in &found.dead {
-        batch.insert(&named_key(b'd', name, Some(*seq)), dead_value(name, dead));
-        state.bytes += weight(&dead.entry.line);
-    }
     store.apply(batch)?;
     put_back(store, state, found)
 }
@@ -633,9 +633,26 @@ fn take_over(
 /// Stores the events of `found` that are still wanted and are not there; says how many.
 fn put_back(store: &Store, state: &mut State, found: &Salvage) -> Result<u64, sled::Error> {
     state.next = state.next.max(found.next).max(state.reserved);
+    let mut batch = Batch::default();
+    for (name, cursor) in &found.cursors {
+        let known = state.cursors.entry(name.clone()).or_default();
+        if (known.low(), known.next) < (cursor.low(), cursor.next) {
+            *known = cursor.clone();
+        }
+    }
+    for (name, cursor) in &state.cursors {
+        batch.insert(&named_key(b'c', name, None), cursor_value(name, cursor));
+    }
+    for ((name, seq), dead) in &found.dead {
+        let key = named_key(b'd', name, Some(*seq));
+        if !store.contains(&key)? {
+            batch.insert(&key, dead_value(name, dead));
+            state.bytes += weight(&dead.entry.line);
+        }
+    }
     let low = state.cursors.values().map(Cursor::low).min().unwrap_or(0);
     let mut saved = 0;
-    let (mut batch, mut waiting) = (Batch::default(), 0);
+    let mut waiting = 0;
     found.each(low, |seq, value, line| -> Result<(), sled::Error> {
         let key = event_key(seq);
         if store.contains(&key)? {
@@ -656,6 +673,7 @@ fn put_back(store: &Store, state: &mut State, found: &Salvage) -> Result<u64, sl
     put_counts(&mut batch, state.next, state.bytes, state.events);
     store.apply(batch)?;
     store.commit()?;
+    state.orphaned = state.cursors.is_empty() && state.events > 0;
     Ok(saved)
 }
 

@@ -21,7 +21,7 @@ fn numbers(entries: &[Entry]) -> Vec<u64> {
 
 /// Everything from the cursor on is delivered.
 fn drain(spool: &Spool, name: &str) -> Vec<u64> {
-    let mut cursor = spool.cursor(name);
+    let mut cursor = spool.cursor(name).unwrap();
     let found = spool.peek(cursor.low(), u64::MAX - 1, usize::MAX).unwrap();
     cursor = Cursor { next: spool.end(), parts: VecDeque::new() };
     spool.keep(name, &cursor, &[], &[]).unwrap();
@@ -32,7 +32,7 @@ fn drain(spool: &Spool, name: &str) -> Vec<u64> {
 fn numbers_go_on_after_a_drain_and_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let spool = open(dir.path());
-    spool.cursor("a");
+    spool.cursor("a").unwrap();
     assert_eq!(push(&spool, 0..10), 1);
     let first_id = spool.peek(1, 1, 1).unwrap()[0].id;
     assert_eq!(drain(&spool, "a"), (0..10).collect::<Vec<_>>());
@@ -49,7 +49,7 @@ fn numbers_go_on_after_a_drain_and_a_restart() {
 fn the_slowest_exporter_decides_what_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let spool = open(dir.path());
-    (spool.cursor("fast"), spool.cursor("slow"));
+    (spool.cursor("fast").unwrap(), spool.cursor("slow").unwrap());
     push(&spool, 0..2000);
     drain(&spool, "fast");
     assert_eq!(spool.held().head, 1);
@@ -67,11 +67,11 @@ fn the_slowest_exporter_decides_what_is_kept() {
     assert_eq!(spool.held().head, 1001);
     drop(spool);
     let spool = open(dir.path());
-    assert_eq!(spool.cursor("slow"), cursor);
+    assert_eq!(spool.cursor("slow").unwrap(), cursor);
     assert_eq!(spool.cursors(), ["fast", "slow"]);
     assert_eq!(drain(&spool, "slow").len(), 1000);
     // One that is new begins with what comes.
-    assert_eq!(spool.cursor("new").next, 2001);
+    assert_eq!(spool.cursor("new").unwrap().next, 2001);
     push(&spool, 0..1);
     spool.forget("slow").unwrap();
     spool.forget("new").unwrap();
@@ -83,7 +83,7 @@ fn the_slowest_exporter_decides_what_is_kept() {
 fn dead_letters_stay_until_they_are_revived() {
     let dir = tempfile::tempdir().unwrap();
     let spool = open(dir.path());
-    let mut cursor = spool.cursor("a");
+    let mut cursor = spool.cursor("a").unwrap();
     push(&spool, 0..3);
     let entries = spool.peek(1, 3, 3).unwrap();
     let died = Dead { entry: entries[1].clone(), reason: "400: no".into() };
@@ -105,7 +105,7 @@ fn dead_letters_stay_until_they_are_revived() {
 fn a_full_spool_refuses_and_takes_again_when_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::open(dir.path(), Limits { max_bytes: 10_000, reserve: 0 }).unwrap().0;
-    spool.cursor("a");
+    spool.cursor("a").unwrap();
     let line = vec![b'x'; 1000];
     let mut taken = 0;
     while spool.push([(0, &line[..])].into_iter()).is_ok() {
@@ -140,7 +140,7 @@ fn a_damaged_store_is_set_aside_and_salvaged() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let spool = open(dir.path());
-        let mut cursor = spool.cursor("a");
+        let mut cursor = spool.cursor("a").unwrap();
         push(&spool, 0..3000);
         let id = spool.peek(1, 1, 1).unwrap()[0].id.store;
         let dead = Dead { entry: spool.peek(5, 5, 1).unwrap().remove(0), reason: "no".into() };
@@ -160,7 +160,7 @@ fn a_damaged_store_is_set_aside_and_salvaged() {
         fs::write(&db, &bytes).unwrap();
         let (spool, opened) = Spool::open(dir.path(), LIMITS).unwrap();
         let held = spool.held();
-        let cursor = spool.cursor("a");
+        let cursor = spool.cursor("a").unwrap();
         let found = spool.peek(cursor.low(), u64::MAX - 1, usize::MAX).unwrap();
         println!("{name}: {opened:?}, {} of 2000 events, next {}", found.len(), held.next);
         let numbers = numbers(&found);
