@@ -20,9 +20,9 @@ use dpdk::lcore::{self, Lcore, Thread};
 use rtrb::{Consumer, RingBuffer};
 
 use crate::capture::{Complaint, OpenError, Source, Steer};
-use crate::config::{Config, SummaryFormat};
+use crate::config::{Config, SourceConfig, SummaryFormat};
 use crate::event::{EventWriter, FlowEvent};
-use crate::export::{FlowLog, OpenLogError};
+use crate::export::{self, ExportConfig, ExportError, Exports, FlowLog, OpenLogError, Rotation};
 use crate::flow::{FlowTable, Timeouts};
 use crate::journal::{self, JournalConfig, JournalError, Scribe, Writer};
 use crate::status::{Counter, Counters, Group, Published};
@@ -55,6 +55,8 @@ pub enum RunError {
     Log(#[from] OpenLogError),
     #[error(transparent)]
     Journal(#[from] JournalError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
     #[error("the CPUs of this process could not be read: {0}")]
     Affinity(std::io::Error),
     #[error("signals could not be set up: {0}")]
@@ -78,10 +80,7 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         None => vec![Lcore { id: 0, cpus: allowed }],
     };
     let prepared = Prepared::new(&config.source)?;
-    let log = match &config.flow_log {
-        Some(path) => Some(FlowLog::open(path, EventWriter::new(&config.sensor))?),
-        None => None,
-    };
+    let log = open_log(config)?;
     let journal = match config.journal {
         true => Some(journal::start(JournalConfig {
             directory: config.data_dir.join("pcap"),
@@ -90,14 +89,37 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         false => None,
     };
     let mut stop = Stop::on_signals().map_err(RunError::Signals)?;
+    let reopen = export::reopen_wanted().map_err(RunError::Signals)?;
+    // Its threads begin here, where they are free to run on every CPU.
+    let exports = Exports::start(&ExportConfig {
+        names: &config.exporters,
+        settings: &config.export,
+        directory: config.data_dir.join("buffer"),
+        sensor: &config.sensor,
+        waits: is_file(config),
+    })?;
     let started = prepared.start(buffers(lcores.len(), journal.is_some()), lcores.len() as u16)?;
     let mut running = Running::start(config, &lcores, started, journal)?;
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
-    let mut outputs = Outputs { log, highlights, debug: config.debug, failed: false };
+    let mut outputs =
+        Outputs { log, exports, reopen, highlights, debug: config.debug, failed: false };
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
-    Ok(running.finish(config, outputs, begun))
+    Ok(running.finish(config, outputs, &mut stop, begun))
+}
+
+fn is_file(config: &Config) -> bool {
+    matches!(config.source, SourceConfig::Files(_))
+}
+
+fn open_log(config: &Config) -> Result<Option<FlowLog>, RunError> {
+    let Some(path) = &config.flow_log else { return Ok(None) };
+    let settings = &config.export.file;
+    let rotation = Rotation { size: settings.rotate_size, keep: settings.keep };
+    let view = export::file_view(&settings.fields)?;
+    let log = FlowLog::open(path, EventWriter::new(&config.sensor))?;
+    Ok(Some(log.with(rotation, view)))
 }
 
 /// What SIGINT and SIGTERM do: the first asks for an orderly end, one a second later ends the
@@ -229,6 +251,7 @@ impl Running {
             if ended && taken == 0 {
                 break;
             }
+            outputs.pass_on();
             if tick.elapsed() >= TICK {
                 tick = Instant::now();
                 outputs.flush();
@@ -262,7 +285,13 @@ impl Running {
         *lost_before = lost;
     }
 
-    fn finish(self, config: &Config, mut outputs: Outputs, begun: Instant) -> Outcome {
+    fn finish(
+        self,
+        config: &Config,
+        mut outputs: Outputs,
+        stop: &mut Stop,
+        begun: Instant,
+    ) -> Outcome {
         let mut counters = Counters::default();
         let mut complaints: Vec<Complaint> = Vec::new();
         let mut damaged = false;
@@ -290,7 +319,12 @@ impl Running {
             damaged |= !complaint.is_cut;
         }
         let incomplete: Vec<String> = complaints.into_iter().map(|c| c.text).collect();
+        // A capture's events are all delivered; a sensor's may wait in the spool for its next start.
+        let deliver = is_file(config) && !stop.is_wanted();
+        let exported = outputs.exports.take().map(|e| e.finish(deliver, || stop.is_wanted()));
+        damaged |= exported.as_ref().is_some_and(|(complete, _)| !complete);
         let summary = Summary {
+            export: exported.map(|(_, status)| status),
             counters,
             elapsed: received_until - begun,
             workers: self.workers,
@@ -336,6 +370,9 @@ fn deal_inputs(queues: Queues, plan: &Plan, tasks: &mut [Vec<Task>]) -> Vec<Inpu
 /// Where events go.
 struct Outputs {
     log: Option<FlowLog>,
+    exports: Option<Exports>,
+    /// Set when the log is to be opened anew.
+    reopen: Arc<AtomicBool>,
     highlights: Option<Highlights>,
     debug: bool,
     failed: bool,
@@ -351,6 +388,22 @@ impl Outputs {
         }
         if let Some(log) = &mut self.log
             && let Err(e) = log.write(event)
+        {
+            self.fail("the flow log", &e);
+        }
+        if let Some(exports) = &mut self.exports {
+            exports.take(event);
+        }
+    }
+
+    /// When a turn's events are all taken.
+    fn pass_on(&mut self) {
+        if let Some(exports) = &mut self.exports {
+            exports.pass_on();
+        }
+        if export::taken(&self.reopen)
+            && let Some(log) = &mut self.log
+            && let Err(e) = log.reopen()
         {
             self.fail("the flow log", &e);
         }

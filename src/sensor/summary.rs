@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::event::{ConnState, Counts, EndReason, FlowEvent, protocol_name};
 use crate::packet::proto;
-use crate::status::{Counter, Counters, Group};
+use crate::status::{Counter, Counters, ExportStatus, Group};
 
 /// Flows and hosts shown.
 const SHOWN: usize = 10;
@@ -103,6 +103,7 @@ pub(super) struct Summary<'a> {
     pub(super) elapsed: Duration,
     pub(super) workers: usize,
     pub(super) incomplete: &'a [String],
+    pub(super) export: Option<ExportStatus>,
 }
 
 #[derive(Serialize)]
@@ -123,6 +124,8 @@ struct Json<'a> {
     workers: usize,
     seconds: f64,
     packets_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    export: Option<&'a ExportStatus>,
 }
 
 impl Summary<'_> {
@@ -150,6 +153,7 @@ impl Summary<'_> {
             workers: self.workers,
             seconds: self.elapsed.as_secs_f64(),
             packets_per_second: self.rate(),
+            export: self.export.as_ref(),
         };
         serde_json::to_string(&out).unwrap_or_default()
     }
@@ -178,6 +182,13 @@ impl Summary<'_> {
             reasons(c, Group::Malformed),
             reasons(c, Group::Drop),
         );
+        for e in self.export.iter().flat_map(|e| &e.exporters) {
+            let _ = writeln!(
+                out,
+                "  {}: {} events delivered, {} waiting, {} dead letters",
+                e.name, e.delivered, e.waiting, e.dead
+            );
+        }
         let mut largest: Vec<&Large> = highlights.largest.iter().map(|Reverse(l)| l).collect();
         largest.sort_by(|a, b| b.cmp(a));
         let rows = largest.iter().map(|l| {

@@ -106,8 +106,6 @@ pub struct Part {
     pub family: u64,
     /// Another piece of the same batch was accepted.
     pub vouched: bool,
-    /// It was delivered, or given up, while earlier ones are still open.
-    pub done: bool,
     /// It is a dead letter that is tried again.
     pub revived: bool,
 }
@@ -135,6 +133,7 @@ pub struct Held {
     /// The oldest event kept, and the number the next one gets.
     pub head: u64,
     pub next: u64,
+    pub events: u64,
     pub bytes: u64,
     pub max_bytes: u64,
 }
@@ -408,6 +407,7 @@ impl Spool {
         Held {
             head: state.head,
             next: state.next,
+            events: state.events,
             bytes: state.bytes,
             max_bytes: self.limits.max_bytes,
         }
@@ -833,7 +833,7 @@ fn cursor_value(name: &str, cursor: &Cursor) -> Vec<u8> {
             for n in [p.first, p.last, p.formed_ns, p.family] {
                 out.extend_from_slice(&n.to_le_bytes());
             }
-            out.push(u8::from(p.vouched) | u8::from(p.done) << 1 | u8::from(p.revived) << 2);
+            out.push(u8::from(p.vouched) | u8::from(p.revived) << 1);
         }
     })
 }
@@ -849,8 +849,8 @@ fn cursor_of(body: &[u8]) -> Option<(String, Cursor)> {
     while !r.0.is_empty() {
         let (first, last, formed_ns, family) = (r.u64()?, r.u64()?, r.u64()?, r.u64()?);
         let bits = r.u8()?;
-        let (vouched, done, revived) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
-        cursor.parts.push_back(Part { first, last, formed_ns, family, vouched, done, revived });
+        let (vouched, revived) = (bits & 1 != 0, bits & 2 != 0);
+        cursor.parts.push_back(Part { first, last, formed_ns, family, vouched, revived });
     }
     Some((name, cursor))
 }

@@ -36,7 +36,7 @@ fn numbers_go_on_after_a_drain_and_a_restart() {
     assert_eq!(push(&spool, 0..10), 1);
     let first_id = spool.peek(1, 1, 1).unwrap()[0].id;
     assert_eq!(drain(&spool, "a"), (0..10).collect::<Vec<_>>());
-    assert_eq!(spool.held(), Held { head: 11, next: 11, bytes: 0, max_bytes: 1 << 30 });
+    assert_eq!(spool.held(), Held { head: 11, next: 11, events: 0, bytes: 0, max_bytes: 1 << 30 });
     drop(spool);
     let spool = open(dir.path());
     assert_eq!(push(&spool, 10..12), 11);
@@ -53,15 +53,8 @@ fn the_slowest_exporter_decides_what_is_kept() {
     push(&spool, 0..2000);
     drain(&spool, "fast");
     assert_eq!(spool.held().head, 1);
-    let part = Part {
-        first: 1001,
-        last: 1100,
-        formed_ns: 5,
-        family: 1001,
-        vouched: true,
-        done: false,
-        revived: false,
-    };
+    let part =
+        Part { first: 1001, last: 1100, formed_ns: 5, family: 1001, vouched: true, revived: false };
     let cursor = Cursor { next: 1101, parts: VecDeque::from([part]) };
     spool.keep("slow", &cursor, &[], &[]).unwrap();
     assert_eq!(spool.held().head, 1001);

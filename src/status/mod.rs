@@ -3,9 +3,13 @@
 //! A thread counts in its own [`Counters`] without atomics and copies them to its [`Published`]
 //! board now and then; whoever reports sums the boards.
 
+mod export;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::packet::Reject;
+
+pub use export::{ExportStatus, ExporterState, ExporterStatus, SpoolStatus};
 
 /// What one turn of an lcore's task did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
