@@ -2,12 +2,14 @@
 # make test   every check and test; installs what it needs
 # make bench  measure the binary against the machine's limits and other programs (BENCH_ARGS=--quick)
 # make bench-check  instructions per packet against the committed figures (BLESS=--bless)
+# make soak   the journal under 200,000 power cuts and 1,000 kills (hours)
+# make fuzz   the parsers under coverage-guided fuzzing, FUZZ_SECONDS=60 each (stable toolchain)
 # make build | lint | clean
 
 CARGO ?= cargo
 CAPTURE := tests/captures/home.pcap.gz
 
-.PHONY: run build test bench bench-check lint toolchain clean
+.PHONY: run build test bench bench-check soak fuzz lint toolchain clean
 
 run: build
 	@scripts/setup-hugepages.sh || true
@@ -28,12 +30,25 @@ bench: build
 	@scripts/install-packages.sh bench
 	python3 benches/bench.py $(BENCH_ARGS)
 	$(CARGO) bench --locked --bench packet_path -- $(CAPTURE)
+	$(CARGO) bench --locked --bench hand_over
+	$(CARGO) bench --locked --bench journal
+	$(CARGO) bench --locked --bench journal_query
 
 bench-check: toolchain
 	@scripts/install-packages.sh bench
 	$(CARGO) bench --locked --bench packet_path --no-run
 	@benches/check.py "$$($(CARGO) bench --locked --bench packet_path --no-run --message-format=json 2>/dev/null \
 		| sed -n 's/.*"executable":"\([^"]*packet_path[^"]*\)".*/\1/p')" $(CAPTURE) $(BLESS)
+
+soak: toolchain
+	@scripts/install-packages.sh test
+	MALAKO_CUTS=200000 MALAKO_SEED=$$(date +%s) $(CARGO) test --release --locked --test journal_power -- --nocapture
+	MALAKO_KILLS=1000 $(CARGO) test --release --locked --test journal a_kill_at_full_rate -- --nocapture
+
+FUZZ_SECONDS ?= 60
+fuzz: toolchain
+	@scripts/install-packages.sh build
+	fuzz/run.sh $(FUZZ_SECONDS)
 
 lint: toolchain
 	$(CARGO) fmt --all --check

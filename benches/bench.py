@@ -2,8 +2,9 @@
 """Measures the malakocut binary as a whole and compares it with what the machine can do.
 
 Sections: rx (one worker against dpdk-testpmd), read (capture files against other programs and the
-truth), live (a veth pair: losses, accounting, idling), memory. What cannot be measured here is
-skipped and said so. Run as root for rx and live. Exit status: 0, or 1 if a total was wrong, a
+truth), live (a veth pair: losses, accounting, idling), memif (from another process), memory,
+gomon (one host's windows against tcpdump). What cannot be measured here is skipped and said so. Run
+as root for rx and live. Exit status: 0, or 1 if a total was wrong, a
 packet unaccounted for, or a section failed.
 """
 
@@ -19,7 +20,9 @@ import time
 
 sys.dont_write_bytecode = True
 
-from harness import bench_live, bench_memory, bench_read, bench_rx, machine
+from harness import (
+    bench_gomon, bench_live, bench_memif, bench_memory, bench_read, bench_rx, machine,
+)
 from harness.figures import Failure, Skip, plain
 from harness.programs import Scratch
 
@@ -27,7 +30,9 @@ SECTIONS = {
     "rx": bench_rx.section,
     "read": bench_read.section,
     "live": bench_live.section,
+    "memif": bench_memif.section,
     "memory": bench_memory.section,
+    "gomon": bench_gomon.section,
 }
 # Buffers for a whole capture of a million packets, and for anything else.
 PAGES_RX, PAGES = 1_400, 256
@@ -67,7 +72,7 @@ def arguments():
     parser.add_argument("--json", type=pathlib.Path, default=machine.ROOT / "target/bench.json",
                         metavar="FILE", help="where the figures go (default: target/bench.json)")
     parser.add_argument("--data", type=pathlib.Path, default="/tmp/malakocut-bench", metavar="DIR",
-                        help="where the captures are kept (default: %(default)s; 0.6 GB)")
+                        help="where the captures are kept (default: %(default)s; 0.8 GB)")
     parser.add_argument("--binary", type=pathlib.Path,
                         default=machine.ROOT / "target/release/malakocut", metavar="FILE",
                         help="what is measured (default: target/release/malakocut)")

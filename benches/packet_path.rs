@@ -13,13 +13,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use malakocut::capture::CaptureReader;
-use malakocut::event::{EventSink, FlowEvent};
+use malakocut::event::{EventSink, FlowEvent, Note, NoteSink, Seen, Wants};
 use malakocut::flow::{Arrival, FlowTable, Timeouts};
+use malakocut::inspect::{Inspector, Limits};
 use malakocut::packet::{self, FlowKey, Frame, Link};
 use malakocut::worker::Machine;
 
 const BURST: usize = 32;
-const STAGES: [&str; 4] = ["iterate", "decode", "key", "table"];
+const FLOWS: usize = 1_200_000;
+const STAGES: [&str; 5] = ["iterate", "decode", "key", "table", "inspect"];
 
 struct Packets {
     bytes: Vec<u8>,
@@ -71,13 +73,50 @@ impl EventSink for Nowhere {
     }
 }
 
+impl NoteSink for Nowhere {
+    fn push(&mut self, note: Note, fields: &[u8]) {
+        self.0 += black_box(note).flow_id & fields.len() as u64;
+    }
+}
+
+/// Reads payloads too.
+struct Reading<'a> {
+    nowhere: &'a mut Nowhere,
+    inspector: &'a mut Inspector,
+    packets: &'a Packets,
+    /// The burst's first packet.
+    first: usize,
+}
+
+impl EventSink for Reading<'_> {
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+    fn push(&mut self, event: FlowEvent) {
+        EventSink::push(self.nowhere, event);
+    }
+    fn wants(&self) -> Wants {
+        self.inspector.wants()
+    }
+    fn inspect(&mut self, seen: &Seen<'_>) -> Wants {
+        let frame = self.packets.frame(self.first + seen.frame as usize);
+        let d = seen.decoded;
+        let rest = frame.data.get(d.payload_at as usize..).unwrap_or_default();
+        let payload = rest.get(..d.payload_len as usize).unwrap_or(rest);
+        self.inspector.inspect(seen, payload, self.nowhere)
+    }
+    fn forget(&mut self, place: u32) {
+        self.inspector.forget(place);
+    }
+}
+
 /// One pass over all packets; the `round` moves their times on, as though the capture went on.
 #[inline(never)]
 fn pass(
     stage: &str,
     round: u64,
     packets: &Packets,
-    table: &mut FlowTable<Machine>,
+    (table, inspector): &mut (FlowTable<Machine>, Inspector),
     sink: &mut Nowhere,
 ) -> u64 {
     let later = round * packets.span();
@@ -98,6 +137,7 @@ fn pass(
             if packet::decode(&frame, &mut arrival.decoded).is_ok() {
                 arrival.timestamp_ns = packets.index[at].3 + later;
                 arrival.clock_ns = arrival.timestamp_ns;
+                arrival.frame = (at - first) as u32;
                 readable += 1;
             }
         }
@@ -109,6 +149,10 @@ fn pass(
                 }
             }
             3 => table.burst(&mut arrivals[..readable], sink),
+            4 => {
+                let mut sink = Reading { nowhere: sink, inspector, packets, first };
+                table.burst(&mut arrivals[..readable], &mut sink);
+            }
             _ => {}
         }
         first += n;
@@ -116,10 +160,11 @@ fn pass(
     sum
 }
 
-fn table() -> FlowTable<Machine> {
+fn table() -> (FlowTable<Machine>, Inspector) {
     let second = 1_000_000_000;
     let timeouts = Timeouts { idle_ns: 60 * second, active_ns: 300 * second };
-    FlowTable::new(1_200_000, timeouts, 1, Machine)
+    let inspector = Inspector::new(Limits::default(), FLOWS);
+    (FlowTable::new(FLOWS, timeouts, 1, Machine), inspector)
 }
 
 fn main() {

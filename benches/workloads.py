@@ -7,6 +7,8 @@
   w3   1,000,000 x 64 B, 500,000 flows of two packets in random order           cold table
   w4   1,000,000 x 64 B, each the SYN of a flow of its own                      SYN flood
   w1s, w2s   the first 5,000 packets of w1 and w2
+  h1k, h150k   1,000,000 x 64 B in 20 seconds, SYNs of one host to 1,000 and to 150,000 hosts, each
+       met once and then in random order                                        gomon
 
 Classic pcap with microseconds, Ethernet without checksum; IPv4, TCP and UDP checksums are valid.
 Where the IP packet is shorter than 50 bytes the frame is padded to 64, so that who counts frames
@@ -248,6 +250,26 @@ def w4(path):
     return out.close()
 
 
+def one_host(path, hosts):
+    """10.0.0.5 knocks at port 23 of so many hosts from 198.18.0.0 on."""
+    rng = random.Random(hosts)
+    count = 1_000_000
+    out = Capture(path)
+    for i in range(count):
+        server = 0xC6120000 + (i if i < hosts else rng.randrange(hosts))
+        direction = Direction(TCP, 0x0A000005, server, 40_000, 23)
+        out.add(i * 20, direction.tcp(i, i, 0, SYN, options=OPTIONS))
+    return out.close(hosts=hosts)
+
+
+def h1k(path):
+    return one_host(path, 1_000)
+
+
+def h150k(path):
+    return one_host(path, 150_000)
+
+
 def vector(width, data):
     """Data with its length before it."""
     return len(data).to_bytes(width, "big") + data
@@ -426,7 +448,7 @@ def w2(path):
     )
 
 
-WORKLOADS = {"w1": w1, "w2": w2, "w3": w3, "w4": w4}
+WORKLOADS = {"w1": w1, "w2": w2, "w3": w3, "w4": w4, "h1k": h1k, "h150k": h150k}
 SLICES = {"w1": "w1s", "w2": "w2s"}
 
 
@@ -475,7 +497,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directory", metavar="OUTDIR")
-    parser.add_argument("names", metavar="WORKLOAD", nargs="*", help="w1 w2 w3 w4 (default: all)")
+    parser.add_argument("names", metavar="WORKLOAD", nargs="*", help="of w1 w2 w3 w4 h1k h150k (default: all)")
     args = parser.parse_args()
     unknown = set(args.names) - set(WORKLOADS)
     if unknown:

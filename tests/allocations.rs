@@ -5,12 +5,14 @@
 mod common;
 
 use std::fs;
+use std::sync::Arc;
 
 use dpdk::{Eal, EalConfig, Memory, Mempool};
 use malakocut::capture::{FileSource, Source};
 use malakocut::flow::{FlowTable, Timeouts};
+use malakocut::inspect::{Inspector, Limits};
 use malakocut::status::{Counter, Turn};
-use malakocut::worker::{Input, Machine, Worker};
+use malakocut::worker::{Input, Machine, Reading, Worker};
 use rtrb::RingBuffer;
 
 #[test]
@@ -41,7 +43,7 @@ fn no_allocation_per_packet_in_steady_state() {
     let second = 1_000_000_000;
     let timeouts = Timeouts { idle_ns: 60 * second, active_ns: 30 * second };
     let (events_tx, mut events) = RingBuffer::new(1 << 14);
-    let (journal_tx, mut journal) = RingBuffer::new(4096);
+    let (journal_tx, mut journal) = malakocut::journal::handover(4096);
     let input = Input::Source(Source::File(source));
     let mut worker = Worker::new(
         input,
@@ -50,15 +52,28 @@ fn no_allocation_per_packet_in_steady_state() {
         Some(journal_tx),
     );
 
+    let (notes, mut notes_rx) = RingBuffer::new(8192);
+    let (fields, mut fields_rx) = RingBuffer::new(1 << 20);
+    let inspector = Inspector::new(Limits::default(), 100_000);
+    worker.read_payloads(Reading { inspector, notes, fields, until: Arc::default() });
+
+    let mut notes_seen = 0;
     let mut turns = |worker: &mut Worker, until: u64| {
         let mut seen = 0;
         while worker.counters.get(Counter::Packets) < until {
             assert_ne!(worker.turn(false), Turn::End);
-            let n = journal.slots();
-            journal.read_chunk(n).unwrap().into_iter().for_each(drop);
+            while journal.waiting() > 0 {
+                let mut burst = dpdk::Burst::new();
+                journal.take(&mut burst);
+            }
             let n = events.slots();
             seen += n;
             events.read_chunk(n).unwrap().commit_all();
+            let n = notes_rx.slots();
+            notes_seen += n;
+            notes_rx.read_chunk(n).unwrap().commit_all();
+            let n = fields_rx.slots();
+            fields_rx.read_chunk(n).unwrap().commit_all();
         }
         seen
     };
@@ -68,5 +83,6 @@ fn no_allocation_per_packet_in_steady_state() {
     let info = allocation_counter::measure(|| ended = turns(&mut worker, 18 * packets));
     assert!(ended > 16 * 200, "flows ended and began meanwhile: {ended}");
     println!("{} allocations in {} packets", info.count_total, 16 * packets);
+    assert!(notes_seen > 18 * 200, "names were read meanwhile: {notes_seen}");
     assert_eq!(info.count_total, 0);
 }

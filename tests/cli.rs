@@ -9,7 +9,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Run, command, events, home, home_plain, home_truth, malakocut, number, total};
+use common::{
+    Run, command, events, home, home_plain, home_truth, malakocut, number, segments, total,
+};
 use serde_json::Value;
 
 fn text(path: &Path) -> &str {
@@ -220,8 +222,7 @@ fn the_journal_holds_every_packet_bit_for_bit() {
             lcores,
         ])
         .ok();
-        let files: Vec<_> =
-            fs::read_dir(data.join("pcap")).unwrap().map(|f| f.unwrap().path()).collect();
+        let files = segments(&data);
         assert_eq!(files.len(), 1);
         let journal = fs::read(&files[0]).unwrap();
         assert_eq!(journal.len(), original.len());
@@ -248,9 +249,7 @@ fn the_journal_rotates_and_each_file_opens() {
             text(&data),
         ])
         .ok();
-        let mut files: Vec<_> =
-            fs::read_dir(data.join("pcap")).unwrap().map(|f| f.unwrap().path()).collect();
-        files.sort();
+        let files = segments(&data);
         assert!(files.len() >= 11 * (run + 1), "{} files", files.len());
         let mut packets = 0;
         for file in &files {

@@ -1,7 +1,12 @@
 //! The export of the real binary: to a strict receiver with every fault, over kills, and to a real
 //! NATS server and a Kafka cluster.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, reason = "a test that cannot run fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    unreachable_pub,
+    reason = "a test that cannot run fails"
+)]
 
 mod common;
 mod receiver;
@@ -207,8 +212,12 @@ fn incomplete_settings_are_one_line_and_exit_2() {
         ("exporter = ['secops']\n[export.secops]\nregoin = 'eu'", None, "regoin"),
         ("[export.secops.fields]\nfilter = 'bytes >'", None, "expected a number"),
         ("[export.nats.delivery]\nevents = 0", None, "delivery.events"),
-        ("exporter = ['nats']\n[export.nats]\nservers = ['nats://127.0.0.1:1']\n\
-          [export.nats.fields]\nhash = ['src_ip']", None, "MALAKOCUT_HASH_KEY"),
+        (
+            "exporter = ['nats']\n[export.nats]\nservers = ['nats://127.0.0.1:1']\n\
+          [export.nats.fields]\nhash = ['src_ip']",
+            None,
+            "MALAKOCUT_HASH_KEY",
+        ),
     ] {
         let config = file("c.toml", toml);
         let run = finish(start(&config, &empty, &dir.path().join("data"), key));

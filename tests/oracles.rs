@@ -19,6 +19,8 @@ mod arkime;
 mod capture;
 #[path = "oracles/known.rs"]
 mod known;
+#[path = "oracles/names.rs"]
+mod names;
 #[path = "oracles/sensor.rs"]
 mod sensor;
 #[path = "oracles/zeek.rs"]
@@ -46,6 +48,12 @@ fn oracles_or_skip(test: &str) -> Option<PathBuf> {
 fn arkime() {
     let Some(root) = oracles_or_skip("arkime") else { return };
     known::judge("arkime", arkime::rows(&root.join("arkime")));
+}
+
+#[test]
+fn names() {
+    let Some(root) = oracles_or_skip("names") else { return };
+    known::judge("names", names::rows(&root.join("arkime")));
 }
 
 #[test]

@@ -18,9 +18,12 @@ def source(path):
     return f"net_pcap0,rx_pcap={path},infinite_rx=1"
 
 
-def malakocut(ctx, path, seconds, journal=None):
-    """One run; `journal` is a directory to journal to, on an lcore of its own."""
+def malakocut(ctx, path, seconds, journal=None, names=True):
+    """One run; `journal` is a directory to journal to, on an lcore of its own; without `names` no
+    payload is read."""
     args = ["--vdev", source(path)]
+    if not names:
+        args += ["--inspect-packets", "0"]
     if journal:
         args += ["--lcores", "0@0,1@1", "--journal", "on", "--data-dir", journal]
         args += ["--rotate-size", "64MB"]
@@ -80,7 +83,7 @@ def section(ctx):
     machine.need_root("DPDK with its memory locked")
     seconds = 1.2 if ctx.quick else 3.0
     count = 2 if ctx.quick else 5
-    out, plain_rows, journal_rows, notes = {}, [], [], set()
+    out, plain_rows, journal_rows, unread_rows, notes = {}, [], [], [], set()
     for name in SLICES + WHOLE:
         path, whole = ctx.capture(name), name in WHOLE
         if whole and machine.free_huge_mib() < WHOLE_MIB:
@@ -89,6 +92,7 @@ def section(ctx):
             continue
         jobs = {
             "malakocut": lambda: malakocut(ctx, path, seconds),
+            "unread": lambda: malakocut(ctx, path, seconds, names=False),
             "journal": lambda: malakocut_journaling(ctx, path, seconds),
             "testpmd": lambda: testpmd(path, seconds, whole),
         }
@@ -101,7 +105,8 @@ def section(ctx):
         else:
             figures["testpmd"] = pick(limit, "rate", "packets/s")
             figures["testpmd_cpu"] = pick(limit, "cpu_rate", "packets/CPU-s")
-        for job, rows in (("malakocut", plain_rows), ("journal", journal_rows)):
+        kinds = (("malakocut", plain_rows), ("unread", unread_rows), ("journal", journal_rows))
+        for job, rows in kinds:
             runs = results[job]
             if isinstance(runs, Exception):
                 notes.add(f"{job} on {name} {ctx.word(runs)}")
@@ -109,7 +114,13 @@ def section(ctx):
                 continue
             rate = pick(runs, "rate", "packets/s")
             cpu = pick(runs, "cpu_rate", "packets/CPU-s")
-            if limit:
+            if job == "journal" and "malakocut_cpu" in figures:
+                rate.against(figures["malakocut"], "malakocut without journal")
+                cpu.against(figures["malakocut_cpu"], "malakocut without journal")
+            elif job == "unread" and "malakocut_cpu" in figures:
+                rate.against(figures["malakocut"], "malakocut with names")
+                cpu.against(figures["malakocut_cpu"], "malakocut with names")
+            elif limit:
                 rate.against(figures["testpmd"], "testpmd")
                 cpu.against(figures["testpmd_cpu"], "testpmd")
             figures[job], figures[job + "_cpu"] = rate, cpu
@@ -124,6 +135,8 @@ def section(ctx):
                     figures["journal_bytes"].text(1e9, 2),
                     figures["journal_lost"].text(0.01),
                 ]
+            elif job == "unread":
+                pass
             elif limit:
                 row += [figures["testpmd"].text(1e6), figures["testpmd_cpu"].text(1e6)]
             else:
@@ -142,9 +155,14 @@ def section(ctx):
         ["testpmd receives and drops: the limit of the machine and of DPDK's pcap driver"],
     )
     table(
+        "rx: the same without reading payloads (--inspect-packets 0)",
+        ["", "worker Mpps", "per CPU-s", "of it with names, per CPU-s"],
+        unread_rows,
+    )
+    table(
         f"rx: the same with the journal on {SHM}, on an lcore of its own",
         ["", "worker Mpps", "per CPU-s", "journaled Mpps", "GB/s", "not journaled %",
-         "ratio per CPU-s"],
+         "of it without journal, per CPU-s"],
         journal_rows,
         sorted(notes),
     )

@@ -146,8 +146,9 @@ class Testpmd:
     """DPDK's own test program, which receives and drops: what the machine can do at most."""
 
     COUNTER = re.compile(rb"RX-packets: (\d+)\s+RX-missed")
+    MODE, LCORES = "rxonly", "0@0,1@1"
 
-    def __init__(self, vdev, mbufs=16_384, mbuf_size=None, mib=512):
+    def __init__(self, *vdevs, mbufs=16_384, mbuf_size=None, mib=512):
         machine.need("dpdk-testpmd", "stdbuf", packages="dpdk-dev coreutils")
         if os.cpu_count() < 2:
             raise Skip("dpdk-testpmd needs two cores")
@@ -155,12 +156,12 @@ class Testpmd:
             memory = ["--in-memory", "--file-prefix", f"bench{os.getpid()}"]
         else:
             memory = ["--no-huge", "--no-shconf", "-m", str(mib)]
-        options = ["--forward-mode=rxonly", f"--total-num-mbufs={mbufs}"]
+        options = [f"--forward-mode={self.MODE}", f"--total-num-mbufs={mbufs}"]
         if mbuf_size:
             options.append(f"--mbuf-size={mbuf_size}")
         self.process = subprocess.Popen(
-            ["stdbuf", "-oL", "dpdk-testpmd", "-l", "0,1", *memory, "--no-pci", "--no-telemetry",
-             f"--vdev={vdev}", "--", "-i", *options],
+            ["stdbuf", "-oL", "dpdk-testpmd", "--lcores", self.LCORES, *memory, "--no-pci",
+             "--no-telemetry", *(f"--vdev={vdev}" for vdev in vdevs), "--", "-i", *options],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=environment(), bufsize=0,
         )
@@ -198,11 +199,11 @@ class Testpmd:
         except BrokenPipeError:
             raise Failure(f"dpdk-testpmd ended: {self.last.decode(errors='replace')}") from None
 
-    def sample(self, timeout=60):
-        """When, packets received so far, CPU seconds of the receiving lcore."""
+    def sample(self, timeout=60, port=0):
+        """When, packets counted so far at a port, CPU seconds of the lcore that forwards."""
         with self.asked:
             self.count = None
-            self.say("show port stats 0")
+            self.say(f"show port stats {port}")
             if not self.asked.wait_for(
                 lambda: self.count is not None or not self.reader.is_alive(), timeout
             ) or self.count is None:
@@ -214,6 +215,24 @@ class Testpmd:
     def start(self):
         self.sample()  # it is ready when it answers
         self.say("start")
+
+
+class Sender(Testpmd):
+    """The same program as a sender: a capture over and over into the second device."""
+
+    COUNTER = re.compile(rb"TX-packets: (\d+)\s+TX-errors")
+    MODE, LCORES = "io", "0@0,1@0"
+
+    def stop(self):
+        """Ends the sending and returns how many packets were sent."""
+        self.say("stop")
+        before = None
+        while True:
+            now = self.sample(port=1)[1]
+            if now == before:
+                return now
+            before = now
+            time.sleep(0.05)
 
 
 class Trim(threading.Thread):

@@ -13,6 +13,19 @@ pub fn prefetch<T: ?Sized>(what: &T) {
     let _ = what;
 }
 
+/// Fetches what is at an address, if anything is.
+#[inline(always)]
+pub(crate) fn prefetch_at(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Asks for large pages for a vector's whole capacity, before it is filled; where the system has
 /// none, nothing changes.
 pub fn prefer_large_pages<T>(vector: &Vec<T>) {

@@ -6,9 +6,10 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 use std::path::PathBuf;
 
-use dpdk::{Mempool, Meta};
+use dpdk::{Burst, Mempool, Meta};
 
 use super::reader::{CaptureReader, OpenError};
 use super::{Batch, Complaint, Poll, Stamp};
@@ -22,6 +23,8 @@ pub struct FileSource {
     /// Files that have a next packet, by its time, then in the order given.
     heads: BinaryHeap<Reverse<(u64, usize)>>,
     pool: Mempool,
+    /// Fresh buffers.
+    stock: Box<Burst>,
     clock: u64,
     complaints: Vec<Complaint>,
     stopped: bool,
@@ -40,42 +43,36 @@ impl FileSource {
             heads: BinaryHeap::with_capacity(readers.len()),
             readers,
             pool,
+            stock: Box::default(),
             clock: 0,
             complaints: Vec::new(),
             stopped: false,
         };
-        for n in 0..this.readers.len() {
-            this.look_at(n);
+        for (n, reader) in this.readers.iter_mut().enumerate() {
+            if let Some(time) = next_time(reader, &mut this.complaints) {
+                this.heads.push(Reverse((time, n)));
+            }
         }
         this
     }
 
-    /// Puts file `n` among the heads if it has a next packet.
-    fn look_at(&mut self, n: usize) {
-        let Some(reader) = self.readers.get_mut(n) else { return };
-        match reader.peek() {
-            Ok(Some(record)) => self.heads.push(Reverse((record.timestamp_ns, n))),
-            Ok(None) => {}
-            Err(trouble) => self
-                .complaints
-                .push(Complaint { text: trouble.to_string(), is_cut: trouble.is_cut() }),
-        }
-    }
-
     pub(super) fn poll(&mut self, batch: &mut Batch) -> Poll {
         while !batch.packets.is_full() && !self.stopped {
-            let Some(&Reverse((_, n))) = self.heads.peek() else { break };
+            let Some(mut head) = self.heads.peek_mut() else { break };
+            let Reverse((_, n)) = *head;
             let Some(reader) = self.readers.get_mut(n) else { break };
             let Ok(Some(record)) = reader.peek() else { break };
             // An empty pool: the packet stays where it is until buffers come back.
-            let Some(packet) = self.pool.copy_in(record.data) else { break };
+            let Some(packet) = self.pool.copy_in(record.data, &mut self.stock) else { break };
             self.clock = self.clock.max(record.timestamp_ns);
             let (wire_len, link) = (record.wire_len, record.link);
             let meta = Meta { clock_ns: self.clock, wire_len, link, flags: 0 };
             batch.push(packet, Stamp::new(record.timestamp_ns, meta));
             reader.consume();
-            self.heads.pop();
-            self.look_at(n);
+            match next_time(reader, &mut self.complaints) {
+                Some(time) => *head = Reverse((time, n)),
+                None => _ = PeekMut::pop(head),
+            }
         }
         match batch.packets.len() {
             0 if self.stopped || self.heads.is_empty() => Poll::End,
@@ -94,5 +91,17 @@ impl FileSource {
 
     pub(super) fn complaints(&self) -> Vec<Complaint> {
         self.complaints.clone()
+    }
+}
+
+/// The time of the file's next packet; what ends the file otherwise than orderly is noted.
+fn next_time(reader: &mut CaptureReader, complaints: &mut Vec<Complaint>) -> Option<u64> {
+    match reader.peek() {
+        Ok(record) => record.map(|r| r.timestamp_ns),
+        Err(trouble) => {
+            let is_cut = trouble.is_cut();
+            complaints.push(Complaint { text: trouble.to_string(), is_cut });
+            None
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use serde::Deserialize;
 
+use super::detect::DetectLayer;
 use super::units;
 use super::{ConfigError, SourceConfig};
 use crate::export;
@@ -35,6 +36,17 @@ pub enum SummaryFormat {
     Json,
 }
 
+/// What an lcore does when nothing arrives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum PollMode {
+    /// Polls on: the least delay, a whole core each.
+    Busy,
+    /// Polls less often the longer nothing came, once a millisecond at last.
+    #[default]
+    Adaptive,
+}
+
 /// The settings of one layer.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -43,6 +55,10 @@ pub struct Layer {
     /// work; one alone does both [default: one on any CPU]
     #[arg(long, value_name = "LIST")]
     pub lcores: Option<String>,
+    /// What an lcore does when nothing arrives: sleep longer and longer, up to 1 ms, or poll on and
+    /// use its whole core [default: adaptive]
+    #[arg(long, value_name = "adaptive|busy", hide_possible_values = true)]
+    pub poll: Option<PollMode>,
     /// Kernel interface to take over by the AF_PACKET driver [default: enp3s0]
     #[arg(long, value_name = "IFACE", group = "source")]
     pub interface: Option<String>,
@@ -67,6 +83,18 @@ pub struct Layer {
     /// File to which flow events are appended, one JSON object a line; - is standard output
     #[arg(long, value_name = "PATH")]
     pub flow_log: Option<PathBuf>,
+    /// File to which Suricata's EVE lines are appended (flows, DNS, TLS, QUIC, HTTP, SSH, DHCP, ARP,
+    /// anomalies, counters); - is standard output. SIGHUP opens logs anew
+    #[arg(long, value_name = "PATH")]
+    pub eve_log: Option<PathBuf>,
+    /// Packets with a payload of each flow that are read for names and fingerprints, 0 to 100; 0
+    /// reads none [default: 10]
+    #[arg(long, value_name = "N", value_parser = units::packets)]
+    #[serde(deserialize_with = "units::de_packets")]
+    pub inspect_packets: Option<u8>,
+    /// File to which the alerts of [detect.watch] are appended, EVE JSON lines; - is standard output
+    #[arg(long, value_name = "PATH")]
+    pub alert_log: Option<PathBuf>,
     /// Flows kept at once; when full, the oldest without an answer are reported and ended
     /// [default: 1000000]
     #[arg(long, value_name = "N", value_parser = units::flows)]
@@ -80,13 +108,34 @@ pub struct Layer {
     #[arg(long, value_name = "S", value_parser = units::seconds)]
     #[serde(deserialize_with = "units::de_seconds")]
     pub active_timeout: Option<Duration>,
-    /// Keep every packet in DATA/pcap [default: on, but off with --read]
+    /// Keep packets in DATA/pcap [default: on, but off with --read]
     #[arg(long, value_name = "on|off", hide_possible_values = true)]
     pub journal: Option<Switch>,
     /// Size at which the journal begins a new file, such as 500MB [default: 500MB]
     #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
     #[serde(deserialize_with = "units::de_bytes")]
     pub rotate_size: Option<u64>,
+    /// How long packets are kept, such as 48h, 90m or 7d [default: 48h]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    #[serde(deserialize_with = "units::de_duration")]
+    pub retention: Option<Duration>,
+    /// Largest size of the journal, such as 500GB; the oldest files go first [default: none]
+    #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
+    #[serde(deserialize_with = "units::de_bytes")]
+    pub journal_quota: Option<u64>,
+    /// Part of the journal's file system that is kept free by deleting the oldest files
+    /// [default: 10]
+    #[arg(long, value_name = "PERCENT", value_parser = units::percent)]
+    #[serde(deserialize_with = "units::de_percent")]
+    pub min_free: Option<u8>,
+    /// Packets that the journal keeps, in the syntax of pcap-filter(7), or @FILE; "" keeps all
+    /// [default: without web, games and mDNS, see configs/journal.bpf; all with --read]
+    #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
+    pub pcap_filter: Option<String>,
+    /// Bytes of a flow after which the journal keeps headers only, such as 1MB [default: none]
+    #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
+    #[serde(deserialize_with = "units::de_bytes")]
+    pub journal_cutoff: Option<u64>,
     /// Print totals at the end, on standard output [default: text with --read]
     #[arg(long, value_name = "text|json", hide_possible_values = true)]
     pub summary: Option<SummaryFormat>,
@@ -96,9 +145,12 @@ pub struct Layer {
     /// Show each flow event on standard output, and write everything to malakocut_debug.log
     #[arg(long)]
     pub debug: bool,
-    /// What exporters need to know; in the file only.
+    /// What exporters need to know; only in the configuration file.
     #[arg(skip)]
     pub export: Option<Box<export::Settings>>,
+    /// Only in the configuration file.
+    #[arg(skip)]
+    pub detect: DetectLayer,
 }
 
 /// A layer on its own, so that environment variables are read by the flags' own rules.
@@ -150,6 +202,7 @@ impl Layer {
         let list = |mine: Vec<String>, theirs| if mine.is_empty() { theirs } else { mine };
         Self {
             lcores: self.lcores.or(lower.lcores),
+            poll: self.poll.or(lower.poll),
             interface: if sourced { self.interface } else { lower.interface },
             vdev: if sourced { self.vdev } else { lower.vdev },
             pci: if sourced { self.pci } else { lower.pci },
@@ -157,15 +210,24 @@ impl Layer {
             data_dir: self.data_dir.or(lower.data_dir),
             exporter: list(self.exporter, lower.exporter),
             flow_log: self.flow_log.or(lower.flow_log),
+            eve_log: self.eve_log.or(lower.eve_log),
+            inspect_packets: self.inspect_packets.or(lower.inspect_packets),
+            alert_log: self.alert_log.or(lower.alert_log),
             max_flows: self.max_flows.or(lower.max_flows),
             idle_timeout: self.idle_timeout.or(lower.idle_timeout),
             active_timeout: self.active_timeout.or(lower.active_timeout),
             journal: self.journal.or(lower.journal),
             rotate_size: self.rotate_size.or(lower.rotate_size),
+            retention: self.retention.or(lower.retention),
+            journal_quota: self.journal_quota.or(lower.journal_quota),
+            min_free: self.min_free.or(lower.min_free),
+            pcap_filter: self.pcap_filter.or(lower.pcap_filter),
+            journal_cutoff: self.journal_cutoff.or(lower.journal_cutoff),
             summary: self.summary.or(lower.summary),
             sensor: self.sensor.or(lower.sensor),
             debug: self.debug || lower.debug,
             export: self.export.or(lower.export),
+            detect: if self.detect.watch.is_empty() { lower.detect } else { self.detect },
         }
     }
 

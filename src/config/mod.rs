@@ -4,6 +4,7 @@
 //! sources of the layers below it. [`Config`] is the checked result. Nothing here opens anything
 //! but the configuration file.
 
+mod detect;
 mod layer;
 mod units;
 
@@ -15,12 +16,19 @@ use std::time::Duration;
 
 use clap::Parser;
 
-pub use layer::{Layer, SummaryFormat, Switch};
+use crate::filter;
+use crate::journal::admit::Rules;
+
+pub use layer::{Layer, PollMode, SummaryFormat, Switch};
+
+use crate::detect::watch::Watched;
 
 use crate::export;
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_FILE: &str = "/etc/malakocut/malakocut.toml";
+/// Where the sensor keeps its data when nobody says.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/malakocut";
 const DEFAULT_INTERFACE: &str = "enp3s0";
 
 /// Bad usage; the message names the option or key and what to do.
@@ -46,20 +54,50 @@ pub enum SourceConfig {
     Files(Vec<PathBuf>),
 }
 
+impl SourceConfig {
+    /// The interface, where there is one.
+    pub fn interface(&self) -> Option<String> {
+        match self {
+            Self::Interface(name) => Some(name.clone()),
+            Self::Pci(cards) => cards.first().cloned(),
+            Self::Vdevs(devices) => devices.first().map(|d| {
+                d.split(',').find_map(|p| p.strip_prefix("iface=")).unwrap_or(d).to_owned()
+            }),
+            Self::Files(_) => None,
+        }
+    }
+}
+
 /// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub source: SourceConfig,
     /// `None`: one lcore on any CPU.
     pub lcores: Option<String>,
+    pub poll: PollMode,
     pub data_dir: PathBuf,
     pub flow_log: Option<PathBuf>,
+    pub eve_log: Option<PathBuf>,
+    /// Packets with a payload that are read of each flow; 0 reads none.
+    pub inspect_packets: u8,
+    /// Hosts to watch, and where what they do is reported; there is such a place if there are such
+    /// hosts.
+    pub watch: Vec<Watched>,
+    pub alert_log: Option<PathBuf>,
     pub max_flows: usize,
     pub idle_timeout: Duration,
     /// Zero: no deltas.
     pub active_timeout: Duration,
     pub journal: bool,
     pub rotate_size: u64,
+    pub retention: Duration,
+    pub journal_quota: Option<u64>,
+    /// Percent.
+    pub min_free: u8,
+    /// What the journal leaves out.
+    pub journal_rules: Rules,
+    /// Nobody said what the journal is to keep.
+    pub journal_filter_is_default: bool,
     /// `None`: no summary is wanted.
     pub summary: Option<SummaryFormat>,
     pub sensor: String,
@@ -98,11 +136,7 @@ impl Config {
     pub fn from_process() -> Result<Self, ConfigError> {
         let args = Args::try_parse_from(original_spellings(env::args_os()))?;
         let environment = Layer::from_environment(|name| env::var_os(name))?;
-        let file = match &args.config {
-            Some(path) => from_file(path)?,
-            None if Path::new(DEFAULT_FILE).exists() => from_file(Path::new(DEFAULT_FILE))?,
-            None => Layer::default(),
-        };
+        let file = file_layer(args.config.as_deref())?;
         Self::of(args.layer.over(environment).over(file))
     }
 
@@ -128,30 +162,90 @@ impl Config {
         }
         let silenced = l.exporter.iter().any(|e| e == "none");
         let flow_log = l.flow_log.filter(|_| wants_log || !silenced);
-        let on_stdout = flow_log.as_ref().is_some_and(|p| p.as_os_str() == "-");
+        let sensor = l.sensor.unwrap_or_else(hostname);
+        let watch = l.detect.watched(&sensor)?;
+        if !watch.is_empty() && l.alert_log.is_none() {
+            return bad(
+                "[detect.watch] needs a place for its alerts: --alert-log PATH (- is standard output)"
+                    .into(),
+            );
+        }
+        let alert_log = l.alert_log.filter(|_| !watch.is_empty());
+        let is_stdout = |p: &Option<PathBuf>| p.as_ref().is_some_and(|p| p.as_os_str() == "-");
+        if is_stdout(&flow_log) && is_stdout(&l.eve_log) {
+            return bad("--flow-log - and --eve-log -: only one can be standard output".into());
+        }
+        let logs = [&flow_log, &alert_log, &l.eve_log];
+        let on_stdout = logs.into_iter().any(is_stdout);
         let rotate_size = l.rotate_size.unwrap_or(500_000_000);
         if rotate_size < 65_536 {
             return bad(format!("--rotate-size {rotate_size}: at least 64 KiB"));
+        }
+        if let Some(quota) = l.journal_quota.filter(|&quota| quota < 2 * rotate_size) {
+            return bad(format!(
+                "--journal-quota {quota}: at least two files of --rotate-size {rotate_size}"
+            ));
+        }
+        let filter = match &l.pcap_filter {
+            Some(text) => filter_text(text)?,
+            // A capture that somebody wants journaled is wanted whole.
+            None if is_file => String::new(),
+            None => filter::strip_comments(DEFAULT_FILTER),
+        };
+        if let Err(e) = filter::Filter::compile(&filter, 1) {
+            return bad(format!("--pcap-filter: {e}"));
         }
         // Beside the events only when asked for.
         let text = (is_file && !on_stdout).then_some(SummaryFormat::Text);
         Ok(Self {
             source,
             lcores: l.lcores,
-            data_dir: l.data_dir.unwrap_or_else(|| "/var/lib/malakocut".into()),
+            poll: l.poll.unwrap_or_default(),
+            data_dir: l.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
             flow_log,
+            eve_log: l.eve_log,
+            inspect_packets: l.inspect_packets.unwrap_or(10),
+            watch,
+            alert_log,
             max_flows: l.max_flows.unwrap_or(1_000_000),
             idle_timeout: l.idle_timeout.unwrap_or(Duration::from_secs(60)),
             active_timeout: l.active_timeout.unwrap_or(Duration::from_secs(300)),
             // A capture file is already a file.
             journal: l.journal.map_or(!is_file, Switch::is_on),
             rotate_size,
+            retention: l.retention.unwrap_or(Duration::from_secs(48 * 3600)),
+            journal_quota: l.journal_quota,
+            min_free: l.min_free.unwrap_or(10),
+            journal_rules: Rules { filter, cutoff: l.journal_cutoff },
+            journal_filter_is_default: l.pcap_filter.is_none(),
             summary: l.summary.or(text),
-            sensor: l.sensor.unwrap_or_else(hostname),
+            sensor,
             debug: l.debug,
             exporters,
             export,
         })
+    }
+}
+
+/// What the journal keeps of live sources unless somebody says otherwise.
+const DEFAULT_FILTER: &str = include_str!("../../configs/journal.bpf");
+
+/// A filter as it was given: the expression itself, or with an @ in front the file it is in.
+fn filter_text(given: &str) -> Result<String, ConfigError> {
+    match given.strip_prefix('@') {
+        None => Ok(given.trim().to_owned()),
+        Some(path) => fs::read_to_string(path)
+            .map(|text| filter::strip_comments(&text))
+            .map_err(|e| ConfigError::Bad(format!("--pcap-filter {given}: {e}"))),
+    }
+}
+
+/// The settings of the configuration file, of `path` or the usual place; none where there is none.
+pub fn file_layer(path: Option<&Path>) -> Result<Layer, ConfigError> {
+    match path {
+        Some(path) => from_file(path),
+        None if Path::new(DEFAULT_FILE).exists() => from_file(Path::new(DEFAULT_FILE)),
+        None => Ok(Layer::default()),
     }
 }
 
@@ -167,7 +261,7 @@ fn from_file(path: &Path) -> Result<Layer, ConfigError> {
 
 /// The Go original wrote its options with one dash.
 fn original_spellings(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    const ORIGINAL: [&str; 4] = ["interface", "debug", "max-flows", "exporter"];
+    const ORIGINAL: [&str; 5] = ["interface", "debug", "max-flows", "exporter", "pcap-filter"];
     args.into_iter()
         .map(|arg| match arg.to_str().and_then(|a| a.strip_prefix('-')) {
             Some(name) if ORIGINAL.contains(&name.split('=').next().unwrap_or(name)) => {
@@ -178,7 +272,8 @@ fn original_spellings(args: impl IntoIterator<Item = OsString>) -> Vec<OsString>
         .collect()
 }
 
-fn hostname() -> String {
+/// The host's name.
+pub fn hostname() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").map(|h| h.trim().to_owned()).unwrap_or_default()
 }
 
@@ -233,6 +328,14 @@ mod tests {
             (&["--rotate-size", "1 furlong"], "--rotate-size"),
             (&["--rotate-size", "5"], "64 KiB"),
             (&["--journal", "perhaps"], "--journal"),
+            (&["--retention", "48"], "--retention"),
+            (&["--retention", "0h"], "--retention"),
+            (&["--journal-quota", "600MB"], "--rotate-size"),
+            (&["--min-free", "100"], "--min-free"),
+            (&["--pcap-filter", "tcp prot 80"], "--pcap-filter: syntax error at \"prot\""),
+            (&["--pcap-filter", "@/no/such/file"], "/no/such/file"),
+            (&["--journal-cutoff", "some"], "--journal-cutoff"),
+            (&["--poll", "sometimes"], "--poll"),
             (&["--frobnicate"], "--frobnicate"),
             (&["stray"], "stray"),
         ] {
@@ -246,6 +349,31 @@ mod tests {
     }
 
     #[test]
+    fn the_journals_filter_has_a_default_for_live_sources_and_can_be_switched_off() {
+        let filter = |args: &[&str], env: &[(&str, &str)], file: &str| {
+            let c = parse(args, env, file).unwrap();
+            (c.journal_rules.filter, c.journal_filter_is_default)
+        };
+        let (text, is_default) = filter(&[], &[], "");
+        assert!(is_default && text.contains("port 443") && !text.contains('#'), "{text}");
+        assert_eq!(filter(&["--read", "a"], &[], ""), (String::new(), true));
+        assert_eq!(
+            filter(&["-pcap-filter", ""], &[], "pcap_filter = \"udp\""),
+            (String::new(), false)
+        );
+        assert_eq!(
+            filter(&[], &[("MALAKOCUT_PCAP_FILTER", "tcp")], "pcap_filter = \"udp\"").0,
+            "tcp"
+        );
+        assert_eq!(filter(&["--read", "a"], &[], "pcap_filter = \"udp\"").0, "udp");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.bpf");
+        fs::write(&path, "# keep\nport 53 # DNS\nor arp\n").unwrap();
+        let at = format!("@{}", path.display());
+        assert_eq!(filter(&["--pcap-filter", &at], &[], "").0, "port 53 or arp");
+    }
+
+    #[test]
     fn the_originals_spellings_and_sizes_with_units() {
         let c =
             parse(&["-interface", "eth1", "-debug", "-max-flows=7", "-exporter", "none"], &[], "")
@@ -254,6 +382,10 @@ mod tests {
         assert!(c.debug && c.max_flows == 7);
         let c = parse(&["--rotate-size", "2GiB", "--journal", "off"], &[], "").unwrap();
         assert_eq!((c.rotate_size, c.journal), (2 << 30, false));
+        let c =
+            parse(&["--retention", "36h"], &[], "min_free = 5\njournal_quota = \"2TB\"").unwrap();
+        assert_eq!((c.retention.as_secs(), c.min_free), (36 * 3600, 5));
+        assert_eq!(c.journal_quota, Some(2_000_000_000_000));
         let c = parse(&[], &[], "rotate_size = \"10 MB\"").unwrap();
         assert_eq!(c.rotate_size, 10_000_000);
     }

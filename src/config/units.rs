@@ -48,11 +48,50 @@ fn in_range(seconds: f64) -> Result<Duration, String> {
     }
 }
 
+/// `48h`, `90m`, `7d`, `3600s`: a time with its unit, more than nothing.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let second = match unit.trim() {
+        "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        _ => return Err("a time is a number and its unit: s, m, h or d, such as 48h".into()),
+    };
+    let number: f64 =
+        number.trim().parse().map_err(|_| "a time starts with a number".to_owned())?;
+    let seconds = number * second;
+    // A century is longer than any disk lasts.
+    if (1.0..=3_155_760_000.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("must be between 1s and 36525d".into())
+    }
+}
+
+/// A part of something, with or without the sign.
+pub(super) fn percent(text: &str) -> Result<u8, String> {
+    match text.trim().trim_end_matches('%').parse::<u8>() {
+        Ok(n) if n < 100 => Ok(n),
+        _ => Err("a number from 0 to 99".into()),
+    }
+}
+
 /// A flow table's size: from one flow to as many as a machine could hold.
 pub(super) fn flows(text: &str) -> Result<usize, String> {
     match text.trim().parse::<usize>() {
         Ok(n) if (1..=200_000_000).contains(&n) => Ok(n),
         _ => Err("a number from 1 to 200000000".into()),
+    }
+}
+
+/// Packets of a flow that are read.
+pub(super) fn packets(text: &str) -> Result<u8, String> {
+    match text.trim().parse::<u8>() {
+        Ok(n) if n <= 100 => Ok(n),
+        _ => Err("a number from 0 to 100".into()),
     }
 }
 
@@ -81,6 +120,14 @@ pub(super) fn de_bytes<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D
     from_value(d, bytes)
 }
 
+pub(super) fn de_duration<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+    from_value(d, duration)
+}
+
+pub(super) fn de_percent<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u8>, D::Error> {
+    from_value(d, percent)
+}
+
 pub(super) fn de_seconds<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
     from_value(d, seconds)
 }
@@ -93,4 +140,8 @@ pub(super) fn de_some_seconds<'de, D: Deserializer<'de>>(
 
 pub(super) fn de_flows<'de, D: Deserializer<'de>>(d: D) -> Result<Option<usize>, D::Error> {
     from_value(d, flows)
+}
+
+pub(super) fn de_packets<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u8>, D::Error> {
+    from_value(d, packets)
 }

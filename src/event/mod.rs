@@ -3,11 +3,23 @@
 //! A [`FlowEvent`] is plain data without heap parts, so that a worker can hand it over by copying.
 //! A flow gives one event or several deltas; deltas sum exactly to the totals.
 
+mod app;
+mod content;
 mod json;
+mod note;
+mod object;
+mod seen;
 
 use crate::packet::{FlowKey, Vlans};
 
-pub use json::{EventWriter, community_id, protocol_name};
+pub use app::App;
+pub use content::{
+    About, Certificate, Content, Dhcp, Dns, Http, Ssh, Tls, hex, mac, rcode_name, type_name,
+};
+pub use json::{EventWriter, community_digest, community_id, parse_community_id, protocol_name};
+pub use note::{Answer, FieldWriter, MAX_FIELDS, Note, NoteKind, NoteSink, Tag, fields, number};
+pub use object::Object;
+pub use seen::{Seen, Wants};
 
 /// Packets and bytes of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -171,6 +183,16 @@ pub trait EventSink {
     fn room(&self) -> usize;
     /// Takes one; the caller saw that there was room.
     fn push(&mut self, event: FlowEvent);
+    /// What a flow that begins wants of its payload read.
+    fn wants(&self) -> Wants {
+        Wants::default()
+    }
+    /// Reads a payload; what the flow wants from here on.
+    fn inspect(&mut self, _seen: &Seen<'_>) -> Wants {
+        Wants::default()
+    }
+    /// The flow at this place ends, and something is kept for it.
+    fn forget(&mut self, _place: u32) {}
 }
 
 impl EventSink for Vec<FlowEvent> {

@@ -8,6 +8,7 @@
 //!
 //! Nothing here blocks capture: while the spool takes nothing, new events are counted and dropped.
 
+mod buffered;
 mod control;
 mod courier;
 mod expression;
@@ -15,6 +16,7 @@ mod file;
 mod intake;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod lines;
 mod nats;
 mod secops;
 mod settings;
@@ -24,17 +26,18 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::event::{EventWriter, FlowEvent};
+use crate::event::{About, EventWriter, FlowEvent};
 use crate::spool::{Limits, Spool, SpoolError};
 use crate::status::{ExportStatus, ExporterStatus, SpoolStatus};
 
+pub use buffered::Rotation;
 pub use control::{CONTROL_SOCKET, Request, ask, dead_letters};
-pub use file::{FlowLog, OpenLogError, Rotation};
+pub use file::{EveLog, FlowLog, OpenLogError};
+pub use lines::LineLog;
 pub use settings::{Api, Delivery, Fields, Settings};
 pub use view::{Outgoing, View};
 
@@ -158,7 +161,7 @@ pub struct Exports {
     intake: Intake,
     couriers: Vec<(String, JoinHandle<()>)>,
     control: Option<control::Server>,
-    sensor: EventWriter,
+    writer: EventWriter,
 }
 
 impl Exports {
@@ -205,15 +208,15 @@ impl Exports {
         }
         let control = control::Server::start(&config.directory, &shared);
         let intake = Intake::start(&shared, config.waits).map_err(ExportError::Thread)?;
-        let sensor = EventWriter::new(config.sensor);
-        Ok(Some(Self { shared, intake, couriers, control, sensor }))
+        let writer = EventWriter::new(config.sensor);
+        Ok(Some(Self { shared, intake, couriers, control, writer }))
     }
 
     /// Takes one event.
     #[inline]
-    pub fn take(&mut self, event: &FlowEvent) {
-        let sensor = &self.sensor;
-        self.intake.add(event.timestamp_ns, |out| sensor.write(event, out));
+    pub fn take(&mut self, event: &FlowEvent, about: &About<'_>) {
+        let writer = &mut self.writer;
+        self.intake.add(event.timestamp_ns, |out| writer.write_about(event, about, out));
     }
 
     /// Lets the spool's thread have what was taken; to be called again and again.
@@ -339,16 +342,4 @@ fn secret(variable: &str, credential: &str) -> Result<Option<String>, String> {
 fn credential_path(name: &str) -> Option<PathBuf> {
     let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(name);
     path.exists().then_some(path)
-}
-
-/// Set when the logs are to be opened anew.
-pub fn reopen_wanted() -> std::io::Result<Arc<AtomicBool>> {
-    let wanted = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&wanted))?;
-    Ok(wanted)
-}
-
-/// Whether a flag was set, and is no more.
-pub fn taken(flag: &AtomicBool) -> bool {
-    flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::Relaxed)
 }

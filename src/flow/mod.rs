@@ -35,6 +35,8 @@ pub struct Arrival {
     pub timestamp_ns: u64,
     /// The source's clock: never runs backwards.
     pub clock_ns: u64,
+    /// Number of the packet in its burst, by which its payload is found.
+    pub frame: u32,
 }
 
 /// How long flows live.
@@ -91,6 +93,8 @@ pub struct FlowTable<H = NoHint> {
     fragments: Fragments,
     reported: Reported,
     timeouts: Timeouts,
+    /// The shortest silence that ends a flow.
+    quiet_ns: u64,
     /// Secrets of the hash.
     secrets: [u64; 5],
     max_flows: usize,
@@ -106,7 +110,8 @@ pub struct FlowTable<H = NoHint> {
 struct Slab {
     hot: Vec<Hot>,
     cold: Vec<Cold>,
-    free: Vec<u32>,
+    /// The first of the free places, which are chained, and how many there are.
+    free: (u32, usize),
 }
 
 impl Links for Slab {
@@ -121,6 +126,20 @@ impl Slab {
     fn flow(&mut self, place: u32) -> Flow<'_> {
         Flow { hot: &mut self.hot[place as usize], cold: &mut self.cold[place as usize] }
     }
+
+    /// Ends the use of a place.
+    fn give_back(&mut self, place: u32) {
+        self.hot[place as usize].retire(self.free.0);
+        self.free = (place, self.free.1 + 1);
+    }
+
+    /// A place that was used before.
+    fn take_free(&mut self) -> Option<u32> {
+        let place = self.free.0;
+        let next = self.hot.get(place as usize)?.next_free();
+        self.free = (next, self.free.1 - 1);
+        Some(place)
+    }
 }
 
 impl<H: Hint> FlowTable<H> {
@@ -131,7 +150,7 @@ impl<H: Hint> FlowTable<H> {
         let slab = Slab {
             hot: Vec::with_capacity(max_flows),
             cold: Vec::with_capacity(max_flows),
-            free: Vec::with_capacity(max_flows),
+            free: (NONE, 0),
         };
         hint.large(&slab.hot);
         hint.large(&slab.cold);
@@ -142,6 +161,7 @@ impl<H: Hint> FlowTable<H> {
             wheel: Wheel::new(),
             fragments: Fragments::new(),
             reported: Reported::default(),
+            quiet_ns: timeouts.idle_ns.min(record::LINGER_NS),
             timeouts,
             secrets: secrets(seed),
             max_flows,
@@ -154,7 +174,7 @@ impl<H: Hint> FlowTable<H> {
 
     /// Flows in the table.
     pub fn len(&self) -> usize {
-        self.slab.hot.len() - self.slab.free.len()
+        self.slab.hot.len() - self.slab.free.1
     }
 
     /// Whether there are no flows.
@@ -200,12 +220,39 @@ impl<H: Hint> FlowTable<H> {
             }
         }
         for (keyed, arrival) in keys.iter().zip(arrivals) {
-            match arrival.decoded.fragment {
-                None => _ = self.keyed(arrival, keyed, sink),
-                Some(fragment) => self.fragment(arrival, fragment, sink),
+            match (self.plain(arrival, keyed), arrival.decoded.fragment) {
+                (Taken::Whole, _) => {}
+                (Taken::Again, _) => self.retransmitted(keyed),
+                (Taken::Not, None) => _ = self.keyed(arrival, keyed, sink),
+                (Taken::Not, Some(fragment)) => self.fragment(arrival, fragment, sink),
             }
         }
         self.keys = keys;
+    }
+
+    /// Takes a packet into the flow that was guessed, if it is the right one and the packet changes
+    /// nothing but counts and numbers: most packets.
+    #[inline(always)]
+    fn plain(&mut self, arrival: &Arrival, keyed: &Keyed) -> Taken {
+        let Keyed { key, from_a, guess, .. } = keyed;
+        // A guess from before this burst's own new flows and ends holds only if the key says so.
+        let Some(hot) = self.slab.hot.get_mut(*guess as usize) else { return Taken::Not };
+        if arrival.decoded.fragment.is_some()
+            || hot.key != *key
+            || !hot.in_use()
+            || hot.needs_a_look(arrival, self.quiet_ns, &self.timeouts)
+        {
+            return Taken::Not;
+        }
+        let side = hot.side(*from_a);
+        hot.take_plain(arrival, side)
+    }
+
+    #[inline(never)]
+    fn retransmitted(&mut self, keyed: &Keyed) {
+        let flow = &mut self.slab.flow(keyed.guess);
+        let side = flow.hot.side(keyed.from_a);
+        flow.retransmitted(side);
     }
 
     #[cold]
@@ -261,40 +308,26 @@ impl<H: Hint> FlowTable<H> {
         self.keyed(arrival, &Keyed { key, hash, from_a, guess: NONE }, sink)
     }
 
-    #[inline]
+    /// The same once its key is known.
+    #[inline(never)]
     fn keyed(
         &mut self,
         arrival: &Arrival,
         keyed: &Keyed,
         sink: &mut impl EventSink,
     ) -> Option<u32> {
-        let Keyed { key, hash, from_a, guess } = keyed;
+        let Keyed { key, hash, from_a, .. } = keyed;
         let (hash, from_a) = (*hash, *from_a);
         let flows = &self.slab.hot;
-        // A guess from before this burst's own new flows and ends holds only if the key says so.
-        let place = match flows.get(*guess as usize) {
-            Some(hot) if hot.key == *key && hot.in_use() => *guess,
-            _ => match self.index.find(hash, |p| flows[p as usize].key == *key) {
-                Some(place) => place,
-                None => {
-                    let place = self.create(key, hash, from_a, arrival, sink)?;
-                    return self.take(place, from_a, arrival);
-                }
-            },
+        let is_it = |p: u32| flows.get(p as usize).is_some_and(|flow| flow.key == *key);
+        let Some(place) = self.index.find(hash, is_it) else {
+            let place = self.create(key, hash, from_a, arrival, sink)?;
+            return self.take(place, from_a, arrival, sink);
         };
-        let hot = &mut self.slab.hot[place as usize];
-        let side = hot.side(from_a);
-        if !hot.needs_a_look(arrival, &self.timeouts) {
-            return match hot.take_plain(arrival, side) {
-                Taken::Whole => Some(place),
-                Taken::Again => {
-                    self.slab.flow(place).retransmitted(side);
-                    Some(place)
-                }
-                Taken::Not => self.take(place, from_a, arrival),
-            };
+        if self.slab.hot[place as usize].needs_a_look(arrival, self.quiet_ns, &self.timeouts) {
+            return self.looked_at(place, key, hash, from_a, arrival, sink);
         }
-        self.looked_at(place, key, hash, from_a, arrival, sink)
+        self.take(place, from_a, arrival, sink)
     }
 
     /// A packet that may end its flow or its delta.
@@ -312,18 +345,24 @@ impl<H: Hint> FlowTable<H> {
         let side = flow.hot.side(from_a);
         let Some((reason, at)) = flow.ends_before(arrival, side, &self.timeouts) else {
             self.report_delta(place, arrival.clock_ns, sink)?;
-            return self.take(place, from_a, arrival);
+            return self.take(place, from_a, arrival, sink);
         };
         self.needs_room(2, sink)?;
         self.report_delta(place, at, sink)?;
         self.end(place, reason, at, sink);
         let place = self.create(key, hash, from_a, arrival, sink)?;
-        self.take(place, from_a, arrival)
+        self.take(place, from_a, arrival, sink)
     }
 
     /// Takes a packet into its flow, whatever it changes.
     #[inline(never)]
-    fn take(&mut self, place: u32, from_a: bool, arrival: &Arrival) -> Option<u32> {
+    fn take(
+        &mut self,
+        place: u32,
+        from_a: bool,
+        arrival: &Arrival,
+        sink: &mut impl EventSink,
+    ) -> Option<u32> {
         let mut flow = self.slab.flow(place);
         let side = flow.hot.side(from_a);
         let was_finished = flow.hot.is_finished();
@@ -333,6 +372,10 @@ impl<H: Hint> FlowTable<H> {
         }
         if side == 1 && self.slab.hot[place as usize].is_listed() {
             self.unlist(place);
+        }
+        let flow = self.slab.flow(place);
+        if flow.hot.wants.any() && arrival.decoded.payload_len != 0 {
+            flow.hot.wants = flow.show(place, side, arrival, sink);
         }
         Some(place)
     }
@@ -382,10 +425,11 @@ impl<H: Hint> FlowTable<H> {
             key: *key,
             orig_is_a: opened == from_a,
             flipped: !opened,
-            id: flow_id(key, arrival),
+            id: birth_id(key, arrival),
             arrival,
+            wants: sink.wants(),
         };
-        let place = match self.slab.free.pop() {
+        let place = match self.slab.take_free() {
             Some(place) => {
                 self.slab.hot[place as usize] = birth.hot();
                 self.slab.cold[place as usize] = birth.cold();
@@ -415,11 +459,13 @@ impl<H: Hint> FlowTable<H> {
             self.unlist(place);
         }
         self.wheel.remove(&mut self.slab, place);
-        let hot = &mut self.slab.hot[place as usize];
-        hot.retire();
+        let hot = &self.slab.hot[place as usize];
+        if hot.wants.is_held() {
+            sink.forget(place);
+        }
         let key = hot.key;
         self.index.remove(self.hash(&key), place);
-        self.slab.free.push(place);
+        self.slab.give_back(place);
     }
 
     #[cold]
@@ -562,23 +608,25 @@ fn secrets(seed: u64) -> [u64; 5] {
     })
 }
 
-fn bytes(key: &FlowKey) -> [u8; 40] {
-    let mut out = [0; 40];
-    for (to, word) in out.as_chunks_mut::<8>().0.iter_mut().zip(key.words()) {
-        *to = word.to_le_bytes();
-    }
-    out
+fn birth_id(key: &FlowKey, arrival: &Arrival) -> u64 {
+    let d = &arrival.decoded;
+    flow_id(&key.words(), arrival.timestamp_ns, opening(d.tcp.flags, d.tcp.seq))
 }
 
-/// The same for the same packets in any run: of the key, the start, and what sets apart two
-/// connections that start at one moment.
-fn flow_id(key: &FlowKey, arrival: &Arrival) -> u64 {
-    let d = &arrival.decoded;
-    let syn = if d.tcp.flags & tcp_flag::SYN != 0 { d.tcp.seq } else { 0 };
+/// What sets apart two connections that start at one moment: a SYN's sequence number.
+pub fn opening(tcp_flags: u8, seq: u32) -> u32 {
+    if tcp_flags & tcp_flag::SYN != 0 { seq } else { 0 }
+}
+
+/// The id of a flow whose first packet has this key, time and [`opening`]: the same for the same
+/// packets in any run.
+pub fn flow_id(key: &[u64; 5], timestamp_ns: u64, opening: u32) -> u64 {
     let mut all = [0; 52];
-    all[..40].copy_from_slice(&bytes(key));
-    all[40..48].copy_from_slice(&arrival.timestamp_ns.to_le_bytes());
-    all[48..].copy_from_slice(&syn.to_le_bytes());
+    for (to, word) in all.as_chunks_mut::<8>().0.iter_mut().zip(key) {
+        *to = word.to_le_bytes();
+    }
+    all[40..48].copy_from_slice(&timestamp_ns.to_le_bytes());
+    all[48..].copy_from_slice(&opening.to_le_bytes());
     rapidhash_v3_nano_inline::<true, false>(&all, &DEFAULT_RAPID_SECRETS)
 }
 

@@ -7,7 +7,7 @@ use super::index::NONE;
 use super::tcp::{Numbers, Taken, TcpTrack};
 use super::timer::Link;
 use super::{Arrival, Timeouts};
-use crate::event::{ConnState, Counts, EndReason, FlowEvent, History};
+use crate::event::{ConnState, Counts, EndReason, EventSink, FlowEvent, History, Seen, Wants};
 use crate::packet::{Decoded, FlowKey, Vlans, proto, tcp_flag};
 
 /// How long a closed connection stays to take in what still trails.
@@ -41,12 +41,15 @@ pub(super) struct Hot {
     /// The source's clock at the last packet.
     pub(super) last_clock: u64,
     end_ns: u64,
-    /// When the open delta is due, in coarse units, wrapping; only meaningful while there is one.
+    /// When the open delta is due, in coarse units, wrapping; only meaningful while there is one. Of a
+    /// free place, the next free one.
     delta_due: u32,
     bits: u8,
     tcp_flags: u8,
     /// For which sides and kinds of segment the numbers alone need an update.
     plain: u8,
+    /// What is still to be read of its payload.
+    pub(super) wants: Wants,
     total: [Counts; 2],
     numbers: Numbers,
 }
@@ -131,6 +134,7 @@ pub(super) struct Birth<'a> {
     pub(super) flipped: bool,
     pub(super) id: u64,
     pub(super) arrival: &'a Arrival,
+    pub(super) wants: Wants,
 }
 
 impl Birth<'_> {
@@ -143,6 +147,7 @@ impl Birth<'_> {
             bits: bit::IN_USE | if self.orig_is_a { bit::ORIG_IS_A } else { 0 },
             tcp_flags: 0,
             plain: 0,
+            wants: self.wants,
             total: [Counts::default(); 2],
             numbers: Numbers::default(),
         }
@@ -186,8 +191,15 @@ impl Hot {
         self.has(bit::IN_USE)
     }
 
-    pub(super) fn retire(&mut self) {
+    /// Ends its use; `next` is the next free place.
+    pub(super) fn retire(&mut self, next: u32) {
         self.bits = 0;
+        self.delta_due = next;
+    }
+
+    /// What [`Hot::retire`] was told.
+    pub(super) fn next_free(&self) -> u32 {
+        self.delta_due
     }
 
     pub(super) fn is_listed(&self) -> bool {
@@ -216,12 +228,17 @@ impl Hot {
         self.last_clock.saturating_add(quiet)
     }
 
-    /// Whether this packet may end the flow or its delta, so that the cold part must be asked.
+    /// Whether this packet may end the flow or its delta, so that more must be asked. `quiet_ns` is
+    /// the shortest silence that ends any flow.
     #[inline]
-    pub(super) fn needs_a_look(&self, arrival: &Arrival, timeouts: &Timeouts) -> bool {
-        let gap = arrival.timestamp_ns.saturating_sub(self.end_ns);
-        self.end_at(timeouts) <= arrival.clock_ns
-            || gap > timeouts.idle_ns
+    pub(super) fn needs_a_look(
+        &self,
+        arrival: &Arrival,
+        quiet_ns: u64,
+        timeouts: &Timeouts,
+    ) -> bool {
+        arrival.clock_ns.saturating_sub(self.last_clock) >= quiet_ns
+            || arrival.timestamp_ns.saturating_sub(self.end_ns) > timeouts.idle_ns
             || arrival.decoded.tcp.flags & tcp_flag::SYN != 0
             || (self.has(bit::DELTA_OPEN)
                 && timeouts.active_ns != 0
@@ -235,7 +252,8 @@ impl Hot {
         let d = &arrival.decoded;
         let side = side & 1;
         let settled = bit::DELTA_OPEN | bit::NOTED[side];
-        if self.bits & settled != settled || arrival.timestamp_ns < self.end_ns {
+        let shown = self.wants.any() & (d.payload_len != 0);
+        if (self.bits & settled != settled) | shown || arrival.timestamp_ns < self.end_ns {
             return Taken::Not;
         }
         let is_tcp = (self.key.proto() == proto::TCP) & d.fragment.is_none_or(|f| f.offset == 0);
@@ -324,6 +342,34 @@ impl Flow<'_> {
         self.cold.start_ns = self.cold.start_ns.min(first_ns);
         self.hot.end_ns = self.hot.end_ns.max(last_ns);
         self.hot.last_clock = self.hot.last_clock.max(clock);
+    }
+
+    /// Shows the packet to whoever reads payloads; what the flow wants from here on.
+    #[inline(never)]
+    pub(super) fn show(
+        &self,
+        place: u32,
+        side: usize,
+        arrival: &Arrival,
+        sink: &mut impl EventSink,
+    ) -> Wants {
+        let d = &arrival.decoded;
+        // A later fragment has no beginning.
+        if d.fragment.is_some_and(|f| f.offset != 0) {
+            return self.hot.wants;
+        }
+        sink.inspect(&Seen {
+            place,
+            flow_id: self.cold.id,
+            key: self.hot.key,
+            orig_is_a: self.hot.has(bit::ORIG_IS_A),
+            side: side & 1,
+            decoded: d,
+            timestamp_ns: arrival.timestamp_ns,
+            frame: arrival.frame,
+            stream_at: self.cold.tcp.stream_at(side, &d.tcp),
+            wants: self.hot.wants,
+        })
     }
 
     /// Counts a segment that was taken in by its numbers, as one sent before.

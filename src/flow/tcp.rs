@@ -412,6 +412,14 @@ impl TcpTrack {
             self.ends[side].state == End::Reset || peer.closed || peer.state == End::Inactive;
     }
 
+    /// Where a segment's payload stands in its side's stream, from the first byte after the SYN, or
+    /// from the first that was seen.
+    pub(super) fn stream_at(&self, side: usize, tcp: &Tcp) -> u32 {
+        let first = self.ends[side & 1].start.wrapping_add(1);
+        let syn = u32::from(tcp.flags & tcp_flag::SYN != 0);
+        tcp.seq.wrapping_add(syn).wrapping_sub(first)
+    }
+
     /// Whether nothing more is to be expected.
     pub(super) fn is_finished(&self) -> bool {
         self.finished

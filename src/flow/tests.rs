@@ -29,6 +29,7 @@ fn packet(at_s: f64, src: u8, sport: u16, dst: u8, dport: u16, proto: u8) -> Arr
         },
         timestamp_ns: ns,
         clock_ns: ns,
+        frame: 0,
     }
 }
 

@@ -1,24 +1,25 @@
-//! The journal's lcore: packets from the workers' rings into chunks, in the order of their time.
+//! The journal's lcore: packets from the workers' rings into staging buffers, in the order of their
+//! time.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dpdk::mbuf::free_burst;
-use dpdk::{BURST, Burst, Mbuf, Meta};
-use rtrb::Consumer;
+use dpdk::memory::prefetch;
+use dpdk::{Burst, Mbuf};
 
-use super::segment::{Chunk, Exchange};
+use super::admit::{Admission, Admit};
+use super::block::GapReason;
+use super::handover::Taker;
+use super::stage::Stage;
 use crate::status::{Counter, Counters, Turn};
 
-/// Bytes before each packet in a pcap file.
-const RECORD_HEADER: usize = 16;
-/// A chunk that is not full is handed over after this long.
-const FLUSH: Duration = Duration::from_secs(1);
+/// Packets whose bytes are fetched ahead.
+const AHEAD: usize = 4;
 
 pub struct Scribe {
     rings: Vec<Ring>,
-    exchange: Exchange,
-    /// Open chunks, one for each link type seen.
-    open: Vec<(Chunk, Instant)>,
+    stage: Stage,
+    admission: Admission,
     /// For packets of several segments.
     scratch: Vec<u8>,
     /// Wait for the disk instead of dropping.
@@ -27,18 +28,18 @@ pub struct Scribe {
 }
 
 struct Ring {
-    input: Consumer<Mbuf>,
+    input: Taker,
     taken: Burst,
     /// How many of `taken` were written.
     used: usize,
 }
 
 impl Scribe {
-    pub(super) fn new(exchange: Exchange) -> Self {
+    pub(super) fn new(stage: Stage, admission: Admission) -> Self {
         Self {
             rings: Vec::new(),
-            exchange,
-            open: Vec::new(),
+            stage,
+            admission,
             scratch: Vec::with_capacity(1 << 18),
             waits: false,
             counters: Counters::default(),
@@ -46,28 +47,30 @@ impl Scribe {
     }
 
     /// Adds a worker's ring.
-    pub fn attach(&mut self, input: Consumer<Mbuf>) {
+    pub fn attach(&mut self, input: Taker) {
         self.rings.push(Ring { input, taken: Burst::new(), used: 0 });
     }
 
-    /// Whether to wait for a slow disk, as when reading a file, or to drop and count.
+    /// For a source that waits for us: wait for a slow disk instead of dropping and counting, and
+    /// do not end files by age, since time passes as fast as the source can be read.
     pub fn wait_for_disk(&mut self, waits: bool) {
         self.waits = waits;
+        if waits {
+            self.stage.set_age_limit(None);
+        }
     }
 
-    /// Takes what the rings hold, merges it by time into chunks, hands full ones over.
+    /// Takes what the rings hold and merges it by time into the staging buffers.
     pub fn turn(&mut self) -> Turn {
         let mut taken = 0;
         let mut ended = true;
         for ring in &mut self.rings {
+            if let Some(loss) = ring.input.losses() {
+                // The worker counted them.
+                self.stage.dropped(GapReason::Overload, loss.packets, loss.from_ns, loss.to_ns);
+            }
             if ring.used == ring.taken.len() {
-                // Before looking: what is pushed after this is no sign of the end.
-                let abandoned = ring.input.is_abandoned();
-                let n = ring.input.slots().min(BURST);
-                if let Ok(chunk) = ring.input.read_chunk(n) {
-                    ring.taken.extend(chunk);
-                }
-                ended &= abandoned && ring.taken.is_empty();
+                ended &= ring.input.take(&mut ring.taken);
             } else {
                 ended = false;
             }
@@ -75,17 +78,16 @@ impl Scribe {
         }
         while let Some((n, until)) = self.oldest() {
             if !self.append(n, until) {
+                self.stage.tend(Instant::now());
                 return Turn::Idle;
             }
         }
         if ended {
-            return if self.flush(true) { Turn::End } else { Turn::Idle };
+            self.stage.end_all();
+            return Turn::End;
         }
-        if taken == 0 {
-            self.flush(false);
-            return Turn::Idle;
-        }
-        Turn::Busy
+        self.stage.tend(Instant::now());
+        if taken == 0 { Turn::Idle } else { Turn::Busy }
     }
 
     /// The ring whose next packet has the smallest time, and the next time of the others, up to
@@ -105,12 +107,16 @@ impl Scribe {
         Some((first.1, until))
     }
 
-    /// Writes that ring's packets up to a time; false if one must wait for a chunk.
+    /// Writes that ring's packets up to a time; false if one must wait for room.
     fn append(&mut self, n: usize, until: u64) -> bool {
         let Some(ring) = self.rings.get_mut(n) else { return true };
         let (mut taken, mut used) = (std::mem::take(&mut ring.taken), ring.used);
         let mut written = true;
+        taken.iter().skip(used).take(AHEAD).for_each(|p| prefetch(p.data()));
         while let Some(packet) = taken.get(used).filter(|p| p.timestamp_ns() <= until) {
+            if let Some(later) = taken.get(used + AHEAD) {
+                prefetch(later.data());
+            }
             written = self.write(packet);
             if !written {
                 break;
@@ -128,93 +134,43 @@ impl Scribe {
         written
     }
 
-    /// Writes one packet, or drops and counts it; false if it must wait for a chunk.
+    /// Writes one packet, or drops and counts it; false if it must wait for room.
+    #[inline]
     fn write(&mut self, packet: &Mbuf) -> bool {
-        let meta = packet.meta();
-        let size = RECORD_HEADER + packet.len() as usize;
-        match self.chunk_for(meta.link, size) {
-            Some(at) => {
-                if let Some((chunk, _)) = self.open.get_mut(at) {
-                    write_record(packet, meta, chunk, &mut self.scratch);
-                }
-                true
+        let (meta, ns) = (packet.meta(), packet.timestamp_ns());
+        let data = if packet.data().len() as u32 == packet.len() {
+            packet.data()
+        } else {
+            self.scratch.clear();
+            packet.segments().for_each(|s| self.scratch.extend_from_slice(s));
+            self.scratch.as_slice()
+        };
+        let data = match self.admission.admit(meta.link, ns, meta.wire_len, data) {
+            Admit::Keep(n) => data.get(..n).unwrap_or(data),
+            Admit::Filtered => {
+                self.counters.add(Counter::JournalFiltered, 1);
+                return true;
             }
-            None if self.waits => false,
-            None => {
-                self.counters.add(Counter::JournalOverload, 1);
-                true
-            }
+        };
+        // A driver may know less of the length on the wire than came.
+        let wire_len = meta.wire_len.max(packet.len());
+        if self.stage.append(meta.link, ns, wire_len, data).is_ok() {
+            self.admission.kept();
+            let cut = packet.len() - data.len() as u32;
+            self.counters.add(Counter::JournalCut, u64::from(cut > 0));
+            self.counters.add(Counter::JournalCutBytes, u64::from(cut));
+            return true;
         }
-    }
-
-    /// The open chunk of a link type with room for `size` bytes, or a new one if there is an empty
-    /// one.
-    fn chunk_for(&mut self, link: u16, size: usize) -> Option<usize> {
-        if let Some(at) = self.open.iter().position(|(c, _)| c.link == link) {
-            let full = self.open.get(at).is_some_and(|(c, _)| {
-                c.packets > 0 && c.records.len() + size > self.exchange.limit
-            });
-            if !full {
-                return Some(at);
-            }
-            self.hand_over(at);
+        let refused = self.stage.is_refused();
+        if self.waits && !refused {
+            return false;
         }
-        let mut chunk = self.exchange.empty.try_recv().ok()?;
-        chunk.link = link;
-        self.open.push((chunk, Instant::now()));
-        Some(self.open.len() - 1)
-    }
-
-    /// Hands over chunks that are old enough, or all; false if the writer cannot take one now.
-    fn flush(&mut self, all: bool) -> bool {
-        let mut at = 0;
-        while let Some((_, since)) = self.open.get(at) {
-            if all || since.elapsed() >= FLUSH {
-                if !self.hand_over(at) {
-                    return false;
-                }
-            } else {
-                at += 1;
-            }
-        }
+        let (reason, counter) = match refused {
+            true => (GapReason::NoSpace, Counter::JournalNoSpace),
+            false => (GapReason::Overload, Counter::JournalOverload),
+        };
+        self.counters.add(counter, 1);
+        self.stage.dropped(reason, 1, ns, ns);
         true
     }
-
-    /// There are no more chunks than the channel holds, so that it has room unless the writer is
-    /// gone.
-    fn hand_over(&mut self, at: usize) -> bool {
-        let (chunk, since) = self.open.swap_remove(at);
-        match self.exchange.full.try_send(chunk) {
-            Ok(()) => true,
-            Err(e) => {
-                self.open.push((e.into_inner(), since));
-                false
-            }
-        }
-    }
-}
-
-fn write_record(packet: &Mbuf, meta: Meta, chunk: &mut Chunk, scratch: &mut Vec<u8>) {
-    let ns = packet.timestamp_ns();
-    let data = if packet.data().len() as u32 == packet.len() {
-        packet.data()
-    } else {
-        scratch.clear();
-        packet.segments().for_each(|s| scratch.extend_from_slice(s));
-        scratch.as_slice()
-    };
-    if chunk.packets == 0 {
-        chunk.first_ns = ns;
-    }
-    // The record header of draft-ietf-opsawg-pcap; pcap-file's own writer copies the data once more.
-    let kept = data.len() as u32;
-    let words =
-        [(ns / 1_000_000_000) as u32, (ns % 1_000_000_000) as u32, kept, meta.wire_len.max(kept)];
-    let mut header = [0; RECORD_HEADER];
-    for (to, word) in header.as_chunks_mut::<4>().0.iter_mut().zip(words) {
-        *to = word.to_le_bytes();
-    }
-    chunk.records.extend_from_slice(&header);
-    chunk.records.extend_from_slice(data);
-    chunk.packets += 1;
 }

@@ -76,7 +76,7 @@ pub struct Decoded {
     pub ip_len: u32,
     /// Bytes behind the transport header, by the IP length; not necessarily captured.
     pub payload_len: u32,
-    /// Where the payload starts in the captured bytes.
+    /// Where the payload starts in the captured bytes; of ARP, where it starts itself.
     pub payload_at: u32,
     pub tcp: Tcp,
     /// ICMP type and code as sent.
@@ -295,7 +295,10 @@ fn ether_payload(kind: u16, data: &[u8], at: usize, out: &mut Decoded) -> Result
     match kind {
         IPV4 => Ok(Network { at, v6: false }),
         IPV6 => Ok(Network { at, v6: true }),
-        0x0806 => Err(Reject::Arp),
+        0x0806 => {
+            out.payload_at = at as u32;
+            Err(Reject::Arp)
+        }
         0x8847 | 0x8848 => mpls(data, at),
         // PPPoE session, RFC 2516: six bytes, then PPP.
         0x8864 => ppp(data, at + 6),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::proto;
 
 /// An IPv4 or IPv6 address as two words; IPv4 sits in the high half of the first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Addr(pub u64, pub u64);
 
 impl Addr {
@@ -25,6 +25,11 @@ impl Addr {
     #[inline]
     fn wide(self) -> u128 {
         (u128::from(self.0) << 64) | u128::from(self.1)
+    }
+
+    /// The sixteen bytes of an IPv6 address.
+    pub fn bytes(self) -> [u8; 16] {
+        self.wide().to_be_bytes()
     }
 
     /// Whether this is a multicast or the broadcast address of its family.
@@ -74,15 +79,23 @@ impl FlowKey {
     /// The key of a packet, and whether the packet travels from `a` to `b`.
     #[inline]
     pub fn of(t: &Tuple) -> (Self, bool) {
-        // Without branches: which end is smaller is a coin's toss.
-        let (src, dst) = (t.src.wide(), t.dst.wide());
-        let from_a = t.one_way | (src < dst) | ((src == dst) & (t.sport <= t.dport));
+        // Without branches: which end is smaller is a coin's toss. Only the family is one, which
+        // spares IPv4 the second words.
+        let from_a = if t.v6 {
+            let (src, dst) = (t.src.wide(), t.dst.wide());
+            t.one_way | (src < dst) | ((src == dst) & (t.sport <= t.dport))
+        } else {
+            let (src, dst) = (t.src.0, t.dst.0);
+            t.one_way | (src < dst) | ((src == dst) & (t.sport <= t.dport))
+        };
         let pick = |from_src: u64, from_dst: u64| {
             let mask = u64::from(from_a).wrapping_neg();
             (from_src & mask) | (from_dst & !mask)
         };
-        let a = Addr(pick(t.src.0, t.dst.0), pick(t.src.1, t.dst.1));
-        let b = Addr(pick(t.dst.0, t.src.0), pick(t.dst.1, t.src.1));
+        let (mut a, mut b) = (Addr(pick(t.src.0, t.dst.0), 0), Addr(pick(t.dst.0, t.src.0), 0));
+        if t.v6 {
+            (a.1, b.1) = (pick(t.src.1, t.dst.1), pick(t.dst.1, t.src.1));
+        }
         let (sport, dport) = (u64::from(t.sport), u64::from(t.dport));
         let (pa, pb) = (pick(sport, dport), pick(dport, sport));
         let flags = if t.v6 { V6 } else { 0 } | if t.one_way { ONE_WAY } else { 0 };
@@ -109,6 +122,11 @@ impl FlowKey {
     /// Whether this is an ICMP message without an answer.
     pub fn is_one_way(&self) -> bool {
         self.rest & ONE_WAY != 0
+    }
+
+    /// The key that has these words.
+    pub fn from_words([a0, a1, b0, b1, rest]: [u64; 5]) -> Self {
+        Self { a: Addr(a0, a1), b: Addr(b0, b1), rest }
     }
 
     /// The key's words, for hashing.

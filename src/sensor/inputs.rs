@@ -31,7 +31,7 @@ struct Device {
 }
 
 /// What was opened before DPDK starts: everything that can be refused for a plain reason.
-pub(super) struct Prepared {
+pub(crate) struct Prepared {
     files: Vec<CaptureReader>,
     devices: Vec<Device>,
     pci: Vec<String>,
@@ -42,14 +42,14 @@ pub(super) struct Prepared {
 }
 
 /// Running inputs.
-pub(super) struct Inputs {
+pub(crate) struct Inputs {
     ports: Vec<Port>,
     kernel: Vec<KernelCounters>,
     _takeovers: Vec<Takeover>,
 }
 
 impl Prepared {
-    pub(super) fn new(source: &SourceConfig) -> Result<Self, RunError> {
+    pub(crate) fn new(source: &SourceConfig) -> Result<Self, RunError> {
         let mut this = Self {
             files: Vec::new(),
             devices: Vec::new(),
@@ -152,16 +152,19 @@ impl Prepared {
     }
 
     /// Whether the source is capture files, read by ourselves.
-    pub(super) fn is_files(&self) -> bool {
+    pub(crate) fn is_files(&self) -> bool {
         !self.files.is_empty()
     }
 
     /// Starts DPDK with memory for `buffers` packets beside what the devices hold.
-    pub(super) fn start(self, buffers: u32, workers: u16) -> Result<Started, RunError> {
+    pub(crate) fn start(self, buffers: u32, workers: u16) -> Result<Started, RunError> {
         let buffers = buffers + self.preloaded;
-        let queue_buffers =
-            if self.pci.is_empty() { 0 } else { u32::from(DESCRIPTORS) * u32::from(workers) * 2 };
-        let count = buffers + queue_buffers;
+        // The pcap and AF_PACKET drivers take a buffer when a packet comes; others keep rings full.
+        let takes_late =
+            |d: &&Device| d.name.starts_with("net_pcap") || d.name.starts_with("net_af_packet");
+        let late = self.devices.iter().filter(takes_late).count();
+        let filled = (self.pci.len() + self.devices.len() - late) as u32;
+        let count = buffers + filled * u32::from(DESCRIPTORS) * u32::from(workers);
         let memory = choose_memory(count, self.room, self.is_files());
         let eal = Eal::init(&EalConfig { memory, pci: self.pci.clone() })?;
         let pool = Mempool::new(&eal, "packets", count, self.room)?;
@@ -203,14 +206,14 @@ impl Prepared {
 }
 
 /// Everything that runs before the lcores do.
-pub(super) struct Started {
-    pub(super) eal: Eal,
-    pub(super) inputs: Inputs,
-    pub(super) queues: Queues,
+pub(crate) struct Started {
+    pub(crate) eal: Eal,
+    pub(crate) inputs: Inputs,
+    pub(crate) queues: Queues,
 }
 
 /// What lcores can poll.
-pub(super) enum Queues {
+pub(crate) enum Queues {
     File(Box<Source>),
     /// The queues of each port; `spread` if each port gives both directions of a flow to one
     /// queue, the same on all ports.
@@ -222,7 +225,7 @@ pub(super) enum Queues {
 
 impl Queues {
     /// Queues per port, and whether they keep a flow together.
-    pub(super) fn shape(&self) -> (usize, bool) {
+    pub(crate) fn shape(&self) -> (usize, bool) {
         match self {
             Self::File(_) => (1, false),
             Self::Ports { queues, spread } => {
@@ -232,7 +235,7 @@ impl Queues {
     }
 
     /// One source for each of `n` pollers: queue q of each port goes to poller q mod n.
-    pub(super) fn split(self, n: usize) -> Vec<Source> {
+    pub(crate) fn split(self, n: usize) -> Vec<Source> {
         match self {
             Self::File(source) => vec![*source],
             Self::Ports { queues, .. } => {
@@ -320,7 +323,7 @@ fn measure(readers: Vec<CaptureReader>) -> (u32, u16) {
 
 impl Inputs {
     /// What devices and kernel lost so far.
-    pub(super) fn losses(&mut self) -> Counters {
+    pub(crate) fn losses(&mut self) -> Counters {
         let mut out = Counters::default();
         for port in &self.ports {
             let s = port.stats();
@@ -342,7 +345,7 @@ impl Inputs {
 
     /// Counts the last losses, then stops the ports and puts the interfaces back. `received` is
     /// what our lcores got; they have ended.
-    pub(super) fn finish(mut self, received: u64) -> Counters {
+    pub(crate) fn finish(mut self, received: u64) -> Counters {
         let mut losses = self.losses();
         if !self.kernel.is_empty() {
             let seen = received + losses.get(Counter::KernelDrops);

@@ -5,28 +5,39 @@
 //! report their flows and end; the journal's lcore ends when they have; its writer when that has;
 //! then losses are counted for the last time, ports stop, and interfaces are put back.
 
-mod inputs;
+mod alerts;
+mod desk;
+pub(crate) mod inputs;
 mod plan;
 mod summary;
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dpdk::lcore::{self, Lcore, Thread};
-use rtrb::{Consumer, RingBuffer};
+use rtrb::RingBuffer;
 
 use crate::capture::{Complaint, OpenError, Source, Steer};
-use crate::config::{Config, SourceConfig, SummaryFormat};
-use crate::event::{EventWriter, FlowEvent};
-use crate::export::{self, ExportConfig, ExportError, Exports, FlowLog, OpenLogError, Rotation};
+use crate::config::{Config, PollMode, SourceConfig, SummaryFormat};
+use crate::detect::Verdict;
+use crate::detect::watch::{self, Watched, Watches};
+use crate::eve::EveWriter;
+use crate::event::{About, EventWriter, FlowEvent, Note};
+use crate::export::{
+    self, EveLog, ExportConfig, ExportError, Exports, FlowLog, OpenLogError, Rotation,
+};
 use crate::flow::{FlowTable, Timeouts};
-use crate::journal::{self, JournalConfig, JournalError, Scribe, Writer};
+use crate::inspect::collect::Heard;
+use crate::journal::{self, JournalConfig, JournalError, Scribe, retention};
 use crate::status::{Counter, Counters, Group, Published};
 use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
+use alerts::Alerts;
+use desk::Desk;
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
 use summary::{Highlights, Summary};
@@ -41,6 +52,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// How often losses are looked at and the log flushed.
 const TICK: Duration = Duration::from_secs(1);
+/// Ticks between EVE's lines of counters.
+const STATS: u32 = 8;
 
 /// The sensor could not start.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +66,8 @@ pub enum RunError {
     Dpdk(#[from] dpdk::Error),
     #[error(transparent)]
     Log(#[from] OpenLogError),
+    #[error("alert log {}: {source}", path.display())]
+    Alerts { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error(transparent)]
@@ -81,15 +96,36 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     };
     let prepared = Prepared::new(&config.source)?;
     let log = open_log(config)?;
+    let eve = match &config.eve_log {
+        Some(path) => {
+            let writer = EveWriter::new(&config.sensor, config.source.interface());
+            Some(EveLog::open(path, writer)?)
+        }
+        None => None,
+    };
+    let alerts = match &config.alert_log {
+        Some(path) => Some(
+            Alerts::open(path).map_err(|source| RunError::Alerts { path: path.clone(), source })?,
+        ),
+        None => None,
+    };
+    if config.journal {
+        say_what_is_journaled(config);
+    }
     let journal = match config.journal {
         true => Some(journal::start(JournalConfig {
             directory: config.data_dir.join("pcap"),
             rotate_size: config.rotate_size,
+            keep: retention::Limits {
+                age: config.retention,
+                quota: config.journal_quota,
+                min_free: config.min_free,
+            },
+            rules: config.journal_rules.clone(),
         })?),
         false => None,
     };
     let mut stop = Stop::on_signals().map_err(RunError::Signals)?;
-    let reopen = export::reopen_wanted().map_err(RunError::Signals)?;
     // Its threads begin here, where they are free to run on every CPU.
     let exports = Exports::start(&ExportConfig {
         names: &config.exporters,
@@ -102,8 +138,9 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     let mut running = Running::start(config, &lcores, started, journal)?;
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
+    let debug = config.debug;
     let mut outputs =
-        Outputs { log, exports, reopen, highlights, debug: config.debug, failed: false };
+        Outputs { log, exports, eve, alerts, highlights, debug, failed: false, latest_ns: 0 };
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, &mut stop, begun))
@@ -122,10 +159,28 @@ fn open_log(config: &Config) -> Result<Option<FlowLog>, RunError> {
     Ok(Some(log.with(rotation, view)))
 }
 
+fn say_what_is_journaled(config: &Config) {
+    let rules = &config.journal_rules;
+    match (rules.filter.as_str(), config.journal_filter_is_default) {
+        ("", _) => tracing::info!("the journal keeps every packet"),
+        (filter, true) => tracing::info!(
+            "the journal keeps what its default filter takes, {filter}; --pcap-filter \"\" keeps \
+             every packet"
+        ),
+        (filter, false) => tracing::info!("the journal keeps what its filter takes, {filter}"),
+    }
+    if let Some(bytes) = rules.cutoff {
+        tracing::info!("the journal keeps only headers of a flow after {bytes} bytes");
+    }
+}
+
 /// What SIGINT and SIGTERM do: the first asks for an orderly end, one a second later ends the
 /// process at once. What comes sooner is the same wish twice: `timeout`, for one, signals a process
 /// and then its group.
+///
+/// SIGHUP asks for logs of the same names to be opened anew.
 struct Stop {
+    hang_up: Arc<AtomicBool>,
     wanted: Arc<AtomicBool>,
     at_once: Arc<AtomicBool>,
     since: Option<Instant>,
@@ -135,13 +190,14 @@ const SAME_WISH: Duration = Duration::from_secs(1);
 
 impl Stop {
     fn on_signals() -> std::io::Result<Self> {
-        use signal_hook::consts::{SIGINT, SIGTERM};
-        let (wanted, at_once) = (Arc::default(), Arc::default());
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        let (wanted, at_once, hang_up) = (Arc::default(), Arc::default(), Arc::default());
+        signal_hook::flag::register(SIGHUP, Arc::clone(&hang_up))?;
         for signal in [SIGINT, SIGTERM] {
             signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&at_once))?;
             signal_hook::flag::register(signal, Arc::clone(&wanted))?;
         }
-        Ok(Self { wanted, at_once, since: None })
+        Ok(Self { hang_up, wanted, at_once, since: None })
     }
 
     fn is_wanted(&mut self) -> bool {
@@ -155,11 +211,16 @@ impl Stop {
     }
 }
 
-/// Buffers that rings, bursts and caches can hold at once.
+/// Buffers that rings, bursts and caches can hold at once; devices' own rings come on top.
+///
+/// No more than that: a pool that fits the processor's cache is fast, and a large one takes long to
+/// make.
 fn buffers(lcores: usize, journal: bool) -> u32 {
-    let rings = STEER_RING + if journal { JOURNAL_RING + 64 } else { 0 };
+    let workers = lcores - usize::from(journal && lcores > 1);
+    let steered = if workers > 1 { STEER_RING } else { 0 };
+    let journaled = if journal { JOURNAL_RING + 64 } else { 0 };
     let cache = dpdk::mempool::CACHE as usize * 3 / 2;
-    (lcores * (rings + cache + 4 * dpdk::BURST) + 2048) as u32
+    (workers * (steered + journaled) + lcores * (cache + 4 * dpdk::BURST) + 512) as u32
 }
 
 /// A seed that others cannot guess, so that nobody can choose addresses that collide.
@@ -171,8 +232,9 @@ fn seed() -> u64 {
 struct Running {
     inputs: Inputs,
     lcores: Vec<(u32, Thread<LcoreReport>, Arc<Published>)>,
-    events: Vec<Consumer<FlowEvent>>,
-    writer: Option<Writer>,
+    desk: Desk,
+    watches: Option<Watches>,
+    journal: Option<journal::Handle>,
     shared: Arc<Shared>,
     workers: usize,
 }
@@ -182,42 +244,55 @@ impl Running {
         config: &Config,
         lcores: &[Lcore],
         started: Started,
-        journal: Option<(Scribe, Writer)>,
+        journal: Option<(Scribe, journal::Handle)>,
     ) -> Result<Self, RunError> {
         let Started { eal, inputs, queues } = started;
         let (queue_count, spread) = queues.shape();
         let plan = Plan::new(lcores.len(), queue_count, spread, journal.is_some());
-        let (mut scribe, writer) = journal.unzip();
+        let (mut scribe, journal) = journal.unzip();
         let mut tasks: Vec<Vec<Task>> = lcores.iter().map(|_| Vec::new()).collect();
-        let mut events = Vec::new();
+        let mut links = Vec::new();
         let inputs_of_workers = deal_inputs(queues, &plan, &mut tasks);
         let waits = inputs_of_workers.iter().all(Input::waits);
+        let mut desk = Desk::new(!waits);
         let workers = plan.workers.len();
+        let flows = config.max_flows.div_ceil(workers);
         let timeouts = Timeouts {
             idle_ns: config.idle_timeout.as_nanos() as u64,
             active_ns: config.active_timeout.as_nanos() as u64,
         };
         for (input, &at) in inputs_of_workers.into_iter().zip(&plan.workers) {
-            let table =
-                FlowTable::new(config.max_flows.div_ceil(workers), timeouts, seed(), Machine);
+            let table = FlowTable::new(flows, timeouts, seed(), Machine);
             let (event_tx, event_rx) = RingBuffer::new(EVENT_RING);
-            let journal = scribe.as_mut().map(|scribe| {
-                let (tx, rx) = RingBuffer::new(JOURNAL_RING);
+            let giver = scribe.as_mut().map(|scribe| {
+                let (tx, rx) = journal::handover(JOURNAL_RING);
                 scribe.attach(rx);
                 tx
             });
-            events.push(event_rx);
+            let mut worker = Worker::new(input, table, event_tx, giver);
+            if let Some(reading) = desk.join(event_rx, config.inspect_packets, flows) {
+                worker.read_payloads(reading);
+            }
+            if !config.watch.is_empty() {
+                let (watcher, link) = watch::connect(&config.watch, waits, seed());
+                worker.watch(watcher);
+                links.push(link);
+            }
             if let Some(tasks) = tasks.get_mut(at) {
-                tasks.push(Task::Worker(Box::new(Worker::new(input, table, event_tx, journal))));
+                tasks.push(Task::Worker(Box::new(worker)));
             }
         }
         if let (Some(mut scribe), Some(at)) = (scribe, plan.scribe) {
             scribe.wait_for_disk(waits);
+            if let Some(journal) = &journal {
+                journal.set_live(!waits);
+            }
             if let Some(tasks) = tasks.get_mut(at) {
                 tasks.push(Task::Scribe(Box::new(scribe)));
             }
         }
-        let shared = Arc::new(Shared::default());
+        let busy = config.poll == PollMode::Busy;
+        let shared = Arc::new(Shared { busy, ..Shared::default() });
         let mut threads = Vec::new();
         for (lcore, tasks) in lcores.iter().zip(tasks) {
             let board = Arc::new(Published::default());
@@ -226,36 +301,45 @@ impl Running {
                 lcore::spawn(&eal, lcore, move || crate::worker::run(tasks, &shared, &theirs))?;
             threads.push((lcore.id, thread, board));
         }
-        Ok(Self { inputs, lcores: threads, events, writer, shared, workers })
+        let watches =
+            (!links.is_empty()).then(|| Watches::new(config.watch.clone(), links, seed()));
+        Ok(Self { inputs, lcores: threads, desk, watches, journal, shared, workers })
     }
 
     /// Takes events in until every lcore has ended.
     fn attend(&mut self, stop: &mut Stop, outputs: &mut Outputs) {
         let mut pause = PAUSE;
-        let mut tick = Instant::now();
-        let mut lost = 0;
+        let begun = Instant::now();
+        let mut tick = begun;
+        let (mut ticks, mut lost) = (0u32, 0);
         loop {
             if stop.is_wanted() {
                 self.shared.stop.store(true, Ordering::Relaxed);
             }
             // Asked before the rings are emptied: nothing comes after the end.
             let ended = self.lcores.iter().all(|(_, thread, _)| thread.is_finished());
-            let mut taken = 0;
-            for ring in &mut self.events {
-                let n = ring.slots();
-                if let Ok(chunk) = ring.read_chunk(n) {
-                    taken += n;
-                    chunk.into_iter().for_each(|event| outputs.take(&event));
-                }
+            let mut taken = self.desk.take(ended, outputs);
+            if stop.hang_up.swap(false, Ordering::Relaxed) {
+                outputs.reopen();
+            }
+            if let Some(watches) = &mut self.watches {
+                taken += watches.attend(|watched, verdict| outputs.verdict(watched, verdict));
             }
             if ended && taken == 0 {
                 break;
             }
-            outputs.pass_on();
+            if let Some(exports) = &mut outputs.exports {
+                exports.pass_on();
+            }
             if tick.elapsed() >= TICK {
                 tick = Instant::now();
+                ticks = ticks.wrapping_add(1);
+                let counters = self.counters();
+                if ticks.is_multiple_of(STATS) {
+                    outputs.stats(begun, &counters);
+                }
                 outputs.flush();
-                self.warn_of_losses(&mut lost);
+                warn_of_losses(&counters, &mut lost);
             }
             if taken == 0 {
                 std::thread::sleep(pause);
@@ -267,22 +351,15 @@ impl Running {
         outputs.flush();
     }
 
-    /// Says once a second that packets are being lost, and why.
-    fn warn_of_losses(&mut self, lost_before: &mut u64) {
+    /// The counters as they are.
+    fn counters(&mut self) -> Counters {
         let mut now = self.inputs.losses();
         self.lcores.iter().for_each(|(_, _, board)| now.merge(&board.load()));
-        if let Some(writer) = &self.writer {
-            now.merge(&writer.published().load());
+        if let Some(journal) = &self.journal {
+            now.merge(&journal.monitor().counters());
         }
-        let lost = now.sum(Group::Drop);
-        if lost > *lost_before {
-            tracing::warn!(
-                "{} packets lost since the last report; in all: {}",
-                lost - *lost_before,
-                now.reasons(Group::Drop)
-            );
-        }
-        *lost_before = lost;
+        now.set(Counter::FlowsForgotten, self.desk.forgotten());
+        now
     }
 
     fn finish(
@@ -309,11 +386,22 @@ impl Running {
                 }
             }
         }
-        if let Some(writer) = self.writer {
-            counters.merge(&writer.finish());
+        if let Some(untracked) = self.watches.map(|w| w.untracked()).filter(|n| *n > 0) {
+            tracing::warn!(
+                "[detect.watch]: {untracked} packets went to destinations above max_destinations; \
+                 they are in the rates of the window, not in those of a destination"
+            );
         }
+        let journal = self.journal.map(|journal| {
+            let (written, status) = journal.finish();
+            counters.merge(&written);
+            status
+        });
         let received = counters.get(Counter::Packets);
+        counters.set(Counter::FlowsForgotten, self.desk.forgotten());
         counters.merge(&self.inputs.finish(received));
+        outputs.stats(begun, &counters);
+        outputs.flush();
         for complaint in &complaints {
             tracing::warn!("{}", complaint.text);
             damaged |= !complaint.is_cut;
@@ -327,6 +415,7 @@ impl Running {
             export: exported.map(|(_, status)| status),
             counters,
             elapsed: received_until - begun,
+            journal,
             workers: self.workers,
             incomplete: &incomplete,
         };
@@ -342,6 +431,19 @@ impl Running {
         }
         if damaged || outputs.failed { Outcome::Damaged } else { Outcome::Complete }
     }
+}
+
+/// Says once a second that packets are being lost, and why.
+fn warn_of_losses(now: &Counters, lost_before: &mut u64) {
+    let lost = now.sum(Group::Drop);
+    if lost > *lost_before {
+        tracing::warn!(
+            "{} packets lost since the last report; in all: {}",
+            lost - *lost_before,
+            now.reasons(Group::Drop)
+        );
+    }
+    *lost_before = lost;
 }
 
 /// Gives each worker its input, and the dealing lcore its task.
@@ -371,15 +473,19 @@ fn deal_inputs(queues: Queues, plan: &Plan, tasks: &mut [Vec<Task>]) -> Vec<Inpu
 struct Outputs {
     log: Option<FlowLog>,
     exports: Option<Exports>,
-    /// Set when the log is to be opened anew.
-    reopen: Arc<AtomicBool>,
+    eve: Option<EveLog>,
+    alerts: Option<Alerts>,
     highlights: Option<Highlights>,
     debug: bool,
     failed: bool,
+    /// The latest moment that anything was reported of.
+    latest_ns: u64,
 }
 
 impl Outputs {
-    fn take(&mut self, event: &FlowEvent) {
+    fn take(&mut self, event: &FlowEvent, about: &About<'_>) {
+        self.latest_ns = self.latest_ns.max(event.timestamp_ns);
+        self.with_eve(|eve, out| eve.flow(event, about, out));
         if let Some(highlights) = &mut self.highlights {
             highlights.add(event);
         }
@@ -387,25 +493,43 @@ impl Outputs {
             self.show(event);
         }
         if let Some(log) = &mut self.log
-            && let Err(e) = log.write(event)
+            && let Err(e) = log.write(event, about)
         {
             self.fail("the flow log", &e);
         }
         if let Some(exports) = &mut self.exports {
-            exports.take(event);
+            exports.take(event, about);
         }
     }
 
-    /// When a turn's events are all taken.
-    fn pass_on(&mut self) {
-        if let Some(exports) = &mut self.exports {
-            exports.pass_on();
+    fn hear(&mut self, note: &Note, fields: &[u8], heard: &Heard<'_>) {
+        self.latest_ns = self.latest_ns.max(note.timestamp_ns);
+        if let Some(highlights) = &mut self.highlights {
+            highlights.hear(note, fields, heard.content);
         }
-        if export::taken(&self.reopen)
-            && let Some(log) = &mut self.log
-            && let Err(e) = log.reopen()
+        self.with_eve(|eve, out| {
+            eve.note(note, fields, heard.content, heard.http.as_ref(), heard.whole, out);
+        });
+    }
+
+    fn stats(&mut self, begun: Instant, counters: &Counters) {
+        let (at, uptime) = (self.latest_ns, begun.elapsed().as_secs());
+        self.with_eve(|eve, out| eve.stats(at, uptime, counters, out));
+    }
+
+    fn with_eve(&mut self, write: impl FnOnce(&EveWriter, &mut Vec<u8>)) {
+        if let Some(eve) = &mut self.eve
+            && let Err(e) = eve.write(write)
         {
-            self.fail("the flow log", &e);
+            self.fail("the EVE log", &e);
+        }
+    }
+
+    fn verdict(&mut self, watched: &Watched, verdict: &Verdict) {
+        if let Some(alerts) = &mut self.alerts
+            && let Err(e) = alerts.write(watched, verdict)
+        {
+            self.fail("the alert log", &e);
         }
     }
 
@@ -423,6 +547,24 @@ impl Outputs {
             && let Err(e) = log.flush()
         {
             self.fail("the flow log", &e);
+        }
+        if let Some(eve) = &mut self.eve
+            && let Err(e) = eve.flush()
+        {
+            self.fail("the EVE log", &e);
+        }
+    }
+
+    fn reopen(&mut self) {
+        if let Some(log) = &mut self.log
+            && let Err(e) = log.reopen()
+        {
+            self.fail("the flow log", &e);
+        }
+        if let Some(eve) = &mut self.eve
+            && let Err(e) = eve.reopen()
+        {
+            self.fail("the EVE log", &e);
         }
     }
 

@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::event::{ConnState, Counts, EndReason, FlowEvent, protocol_name};
+use crate::event::{
+    ConnState, Content, Counts, EndReason, FlowEvent, Note, NoteKind, Tag, fields, mac,
+    protocol_name,
+};
 use crate::packet::proto;
-use crate::status::{Counter, Counters, ExportStatus, Group};
+use crate::status::{Counter, Counters, ExportStatus, Group, JournalStatus};
 
 /// Flows and hosts shown.
 const SHOWN: usize = 10;
@@ -25,6 +28,10 @@ pub(super) struct Highlights {
     largest: BinaryHeap<Reverse<Large>>,
     hosts: HashMap<IpAddr, Host>,
     span: Option<(u64, u64)>,
+    /// Addresses of the own network, with the MAC that ARP or neighbour discovery last gave.
+    neighbours: BTreeMap<IpAddr, [u8; 6]>,
+    /// The name that a host gave itself by DHCP.
+    hostnames: HashMap<[u8; 6], String>,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -43,6 +50,31 @@ struct Host {
 }
 
 impl Highlights {
+    /// Takes in whose address is whose, as ARP, neighbour discovery and DHCP say.
+    pub(super) fn hear(&mut self, note: &Note, bytes: &[u8], content: Option<&Content>) {
+        if let Some(dhcp) = content.and_then(|c| c.dhcp.as_ref())
+            && let Some(name) = &dhcp.hostname
+            && self.hostnames.len() < MAX_HOSTS
+        {
+            self.hostnames.insert(dhcp.mac, name.clone());
+        }
+        if !matches!(note.kind, NoteKind::Arp | NoteKind::Neighbour) {
+            return;
+        }
+        let find = |wanted| fields(bytes).find(|(tag, _)| *tag == wanted).map(|(_, value)| value);
+        let ip = find(Tag::Ip).and_then(|ip| {
+            let v4 = <[u8; 4]>::try_from(ip).map(IpAddr::from);
+            v4.or_else(|_| <[u8; 16]>::try_from(ip).map(IpAddr::from)).ok()
+        });
+        let (Some(ip), Some(Ok(mac))) = (ip, find(Tag::Mac).map(<[u8; 6]>::try_from)) else {
+            return;
+        };
+        // Of a probe the sender has no address yet.
+        if !ip.is_unspecified() && self.neighbours.len() < MAX_HOSTS {
+            self.neighbours.insert(ip, mac);
+        }
+    }
+
     pub(super) fn add(&mut self, event: &FlowEvent) {
         let span = self.span.get_or_insert((event.start_ns, event.end_ns));
         *span = (span.0.min(event.start_ns), span.1.max(event.end_ns));
@@ -101,9 +133,11 @@ pub(super) struct Summary<'a> {
     pub(super) counters: Counters,
     /// From the start until the last input ended; reporting the flows that were open is not in it.
     pub(super) elapsed: Duration,
+    /// How the journal ended, if there was one.
+    pub(super) journal: Option<JournalStatus>,
+    pub(super) export: Option<ExportStatus>,
     pub(super) workers: usize,
     pub(super) incomplete: &'a [String],
-    pub(super) export: Option<ExportStatus>,
 }
 
 #[derive(Serialize)]
@@ -119,13 +153,22 @@ struct Json<'a> {
     events: u64,
     evicted: u64,
     drops: BTreeMap<&'static str, u64>,
-    journal: BTreeMap<&'static str, u64>,
+    journal: Journal<'a>,
+    inspect: BTreeMap<&'static str, u64>,
     incomplete_inputs: &'a [String],
     workers: usize,
     seconds: f64,
     packets_per_second: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     export: Option<&'a ExportStatus>,
+}
+
+#[derive(Serialize)]
+struct Journal<'a> {
+    #[serde(flatten)]
+    written: BTreeMap<&'static str, u64>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    status: Option<&'a JournalStatus>,
 }
 
 impl Summary<'_> {
@@ -148,7 +191,11 @@ impl Summary<'_> {
             events: c.get(Counter::Events),
             evicted: c.get(Counter::Evicted),
             drops: c.group(Group::Drop).collect(),
-            journal: c.group(Group::Journal).collect(),
+            journal: Journal {
+                written: c.group(Group::Journal).collect(),
+                status: self.journal.as_ref(),
+            },
+            inspect: c.group(Group::Inspect).collect(),
             incomplete_inputs: self.incomplete,
             workers: self.workers,
             seconds: self.elapsed.as_secs_f64(),
@@ -189,6 +236,21 @@ impl Summary<'_> {
                 e.name, e.delivered, e.waiting, e.dead
             );
         }
+        if let Some(journal) = &self.journal {
+            let _ = writeln!(
+                out,
+                "  journal {} packets, {} in {} files; {} kept over {:.1} hours{}",
+                c.get(Counter::JournalPackets),
+                human(c.get(Counter::JournalBytes)),
+                c.get(Counter::JournalSegments),
+                human(journal.kept.bytes),
+                journal.kept.hours,
+                match journal.unrepaired {
+                    0 => String::new(),
+                    n => format!("; {n} files wait for repair"),
+                },
+            );
+        }
         let mut largest: Vec<&Large> = highlights.largest.iter().map(|Reverse(l)| l).collect();
         largest.sort_by(|a, b| b.cmp(a));
         let rows = largest.iter().map(|l| {
@@ -206,6 +268,13 @@ impl Summary<'_> {
         });
         let header = ["host", "flows opened", "unanswered", "refused", "bytes"];
         table(&mut out, "Busiest hosts", &header, &[1, 2, 3, 4], rows);
+        let rows = highlights.neighbours.iter().take(SHOWN).map(|(ip, bytes)| {
+            let name = highlights.hostnames.get(bytes).map_or("", String::as_str);
+            // It comes from the network, and goes to a terminal.
+            let name = name.chars().filter(|c| !c.is_control()).collect();
+            vec![ip.to_string(), mac(*bytes), name]
+        });
+        table(&mut out, "Neighbours", &["address", "MAC", "name by DHCP"], &[], rows);
         for line in self.incomplete {
             let _ = writeln!(out, "\nwarning: {line}");
         }

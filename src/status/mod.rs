@@ -4,12 +4,14 @@
 //! board now and then; whoever reports sums the boards.
 
 mod export;
+mod journal;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::packet::Reject;
-
 pub use export::{ExportStatus, ExporterState, ExporterStatus, SpoolStatus};
+pub use journal::{JournalBoard, JournalStatus, Kept, Watermark};
+
+use crate::packet::Reject;
 
 /// What one turn of an lcore's task did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub enum Group {
     /// Packets or records that were lost, by reason.
     Drop,
     Journal,
+    /// Of reading payloads.
+    Inspect,
 }
 
 macro_rules! counters {
@@ -77,6 +81,12 @@ counters! {
     Flows, Plain, "flows", "Flows begun.";
     Evicted, Plain, "evicted", "Flows ended early to make room (--max-flows).";
     Events, Plain, "events", "Flow events, deltas included.";
+    Inspected, Inspect, "packets", "Packets whose payload was looked at.";
+    Notes, Inspect, "notes", "What was read: messages, handshakes, heads of requests.";
+    NotesDropped, Inspect, "notes_dropped", "Notes lost since the control thread was slower.";
+    StatesEvicted, Inspect, "states_evicted", "Flows no longer followed, to make room for others.";
+    BuffersFull, Inspect, "buffers_full", "Messages given up since no buffer was free.";
+    FlowsForgotten, Inspect, "flows_forgotten", "Flows whose names were given up to make room.";
     KernelDrops, Drop, "kernel", "Lost in the kernel's ring before the AF_PACKET driver.";
     LeftInRing, Drop, "left_in_ring", "Still in the kernel's ring at exit.";
     NicMissed, Drop, "nic_missed", "Lost since the card's ring was full.";
@@ -86,9 +96,12 @@ counters! {
     Unplaced, Drop, "unplaced", "Decoded, but no flow could take it: table and event ring full.";
     JournalOverload, Drop, "journal_overload", "Not journaled since the journal's ring was full.";
     JournalNoSpace, Drop, "journal_no_space", "Not journaled since the disk refused.";
-    JournalPackets, Journal, "packets", "Packets written to the journal.";
-    JournalBytes, Journal, "bytes", "Bytes of the journal's files.";
+    JournalPackets, Journal, "packets", "Packets that are safe in the journal.";
+    JournalBytes, Journal, "bytes", "Bytes of the journal's pcap files, as far as they are safe.";
     JournalSegments, Journal, "segments", "Files begun.";
+    JournalFiltered, Journal, "filtered", "Packets that --pcap-filter leaves out of the journal.";
+    JournalCut, Journal, "cut", "Packets of which only headers are kept (--journal-cutoff).";
+    JournalCutBytes, Journal, "cut_bytes", "Bytes that were cut off them.";
 }
 
 const COUNT: usize = Counter::ALL.len();

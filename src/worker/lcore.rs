@@ -21,6 +21,8 @@ pub enum Task {
 pub struct Shared {
     /// Set once: take nothing new in, report everything, end.
     pub stop: AtomicBool,
+    /// Poll on though nothing arrives, instead of sleeping.
+    pub busy: bool,
 }
 
 /// What an lcore leaves behind.
@@ -66,7 +68,7 @@ pub fn run(mut tasks: Vec<Task>, shared: &Arc<Shared>, board: &Published) -> Lco
             idle = 0;
         } else {
             idle = idle.saturating_add(1);
-            back_off(idle);
+            if shared.busy { std::hint::spin_loop() } else { back_off(idle) }
         }
         if turns.is_multiple_of(PUBLISH) || idle == YIELD {
             let mut sum = report.counters;
@@ -78,7 +80,8 @@ pub fn run(mut tasks: Vec<Task>, shared: &Arc<Shared>, board: &Published) -> Lco
     report
 }
 
-fn back_off(idle: u32) {
+/// Rests after this many turns without work in a row.
+pub fn back_off(idle: u32) {
     if idle < SPIN {
         std::hint::spin_loop();
     } else if idle < YIELD {

@@ -9,19 +9,23 @@ mod lcore;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dpdk::mbuf::free_burst;
 use dpdk::{BURST, Mbuf};
 use rtrb::{Consumer, Producer};
 
-use crate::capture::{Batch, Complaint, Poll, Source, frame};
-use crate::event::{EndReason, EventSink, FlowEvent};
+use crate::capture::{Batch, Complaint, Poll, Source, Stamp, frame};
+use crate::detect::watch::Watcher;
+use crate::detect::{Sighting, sight};
+use crate::event::{EndReason, EventSink, FlowEvent, Note, NoteSink, Seen, Wants};
 use crate::flow::{Arrival, FlowTable, Hint};
-use crate::packet;
+use crate::inspect::{Inspector, Lone};
+use crate::journal::Giver;
+use crate::packet::{self, Decoded, Reject};
 use crate::status::{Counter, Counters, Turn};
 
-pub use lcore::{LcoreReport, Shared, Task, run};
+pub use lcore::{LcoreReport, Shared, Task, back_off, run};
 
 /// Where a worker's packets come from.
 pub enum Input {
@@ -56,6 +60,9 @@ impl Hint for Machine {
     }
 }
 
+/// How long to wait for a full event ring; it takes longer than this to empty.
+const FULL: Duration = Duration::from_micros(100);
+
 /// Sends events to the control thread.
 struct EventRing {
     ring: Producer<FlowEvent>,
@@ -75,7 +82,105 @@ impl EventSink for EventRing {
         // Only where the source waits for us can the ring be full: the control thread empties it.
         while let Err(rtrb::PushError::Full(back)) = self.ring.push(event) {
             event = back;
-            std::thread::yield_now();
+            std::thread::sleep(FULL);
+        }
+    }
+}
+
+/// A worker's way to read payloads, and to say what it read.
+pub struct Reading {
+    pub inspector: Inspector,
+    pub notes: Producer<Note>,
+    /// The notes' fields, each note's behind those of the one before.
+    pub fields: Producer<u8>,
+    /// Everything up to this moment, on the source's clock, was read and noted.
+    pub until: Arc<AtomicU64>,
+}
+
+/// Sends notes to the control thread.
+struct NoteRing {
+    notes: Producer<Note>,
+    fields: Producer<u8>,
+    waits: bool,
+    sent: u64,
+    dropped: u64,
+}
+
+impl NoteSink for NoteRing {
+    fn push(&mut self, note: Note, fields: &[u8]) {
+        while self.notes.is_full() || self.fields.slots() < fields.len() {
+            // Names are worth less than packets, where packets do not wait.
+            if !self.waits {
+                self.dropped += 1;
+                return;
+            }
+            std::thread::sleep(FULL);
+        }
+        // The fields first: who sees the note finds them there.
+        if self.fields.push_entire_slice(fields).is_ok() && self.notes.push(note).is_ok() {
+            self.sent += 1;
+        }
+    }
+}
+
+/// Bytes of a packet in several buffers that are read: any IP packet with its link's headers.
+const CHAINED: usize = (1 << 16) + 256;
+
+struct Reader {
+    inspector: Inspector,
+    notes: NoteRing,
+    /// A packet that lies in several buffers, put together.
+    chained: Vec<u8>,
+    until: Arc<AtomicU64>,
+}
+
+impl Drop for Reader {
+    /// Whatever ended it, nobody has to wait for it.
+    fn drop(&mut self) {
+        self.until.store(u64::MAX, Ordering::Release);
+    }
+}
+
+/// What the flow table is given: a way out for events, and a look at the burst's payloads.
+struct Hooks<'a> {
+    events: &'a mut EventRing,
+    reader: Option<&'a mut Reader>,
+    packets: &'a [Mbuf],
+}
+
+impl EventSink for Hooks<'_> {
+    #[inline]
+    fn room(&self) -> usize {
+        self.events.room()
+    }
+
+    fn push(&mut self, event: FlowEvent) {
+        self.events.push(event);
+    }
+
+    fn wants(&self) -> Wants {
+        self.reader.as_ref().map_or_else(Wants::default, |r| r.inspector.wants())
+    }
+
+    fn inspect(&mut self, seen: &Seen<'_>) -> Wants {
+        let Some(reader) = &mut self.reader else { return Wants::default() };
+        let d = seen.decoded;
+        let Some(packet) = self.packets.get(seen.frame as usize) else { return Wants::default() };
+        let Reader { inspector, notes, chained, .. } = &mut **reader;
+        let captured = if packet.len() as usize > packet.data().len() {
+            gather(packet, chained);
+            chained.as_slice()
+        } else {
+            packet.data()
+        };
+        let rest = captured.get(d.payload_at as usize..).unwrap_or_default();
+        let payload = rest.get(..d.payload_len as usize).unwrap_or(rest);
+        inspector.inspect(seen, payload, notes)
+    }
+
+    fn forget(&mut self, place: u32) {
+        if let Some(reader) = &mut self.reader {
+            reader.inspector.forget(place);
         }
     }
 }
@@ -84,8 +189,10 @@ impl EventSink for EventRing {
 pub struct Worker {
     input: Input,
     table: FlowTable<Machine>,
-    journal: Option<Producer<Mbuf>>,
+    journal: Option<Giver>,
+    watcher: Option<Box<Watcher>>,
     events: EventRing,
+    reader: Option<Box<Reader>>,
     batch: Batch,
     arrivals: Box<[Arrival; BURST]>,
     /// The input waits for us, so nothing is dropped.
@@ -100,14 +207,16 @@ impl Worker {
         input: Input,
         table: FlowTable<Machine>,
         events: Producer<FlowEvent>,
-        journal: Option<Producer<Mbuf>>,
+        journal: Option<Giver>,
     ) -> Self {
         let waits = input.waits();
         Self {
             input,
             table,
             journal,
+            watcher: None,
             events: EventRing { ring: events, waits, sent: 0 },
+            reader: None,
             batch: Batch::default(),
             arrivals: Box::new([Arrival::default(); BURST]),
             waits,
@@ -116,14 +225,32 @@ impl Worker {
         }
     }
 
+    /// Has payloads read.
+    pub fn read_payloads(&mut self, reading: Reading) {
+        let Reading { inspector, notes, fields, until } = reading;
+        let notes = NoteRing { notes, fields, waits: self.waits, sent: 0, dropped: 0 };
+        let chained = Vec::with_capacity(CHAINED);
+        self.reader = Some(Box::new(Reader { inspector, notes, chained, until }));
+    }
+
+    /// Also counts what single hosts do.
+    pub fn watch(&mut self, watcher: Watcher) {
+        self.watcher = Some(Box::new(watcher));
+    }
+
     /// One burst, or one step of the end.
     pub fn turn(&mut self, stopping: bool) -> Turn {
         if self.received_until.is_none() {
             return if self.hand_to_journal() { self.receive() } else { Turn::Idle };
         }
+        if self.watcher.as_mut().is_some_and(|w| !w.finish()) {
+            return Turn::Idle;
+        }
         let reason = if stopping { EndReason::Shutdown } else { EndReason::Eof };
         let now = self.now();
-        let drained = self.table.drain(now, reason, &mut self.events);
+        let mut hooks =
+            Hooks { events: &mut self.events, reader: self.reader.as_deref_mut(), packets: &[] };
+        let drained = self.table.drain(now, reason, &mut hooks);
         self.count_table();
         if drained { Turn::End } else { Turn::Busy }
     }
@@ -172,6 +299,7 @@ impl Worker {
             }
             Poll::End => {
                 self.received_until = Some(Instant::now());
+                self.has_read_until(u64::MAX);
                 Turn::Busy
             }
         }
@@ -184,7 +312,9 @@ impl Worker {
         }
         let counters = &mut self.counters;
         let (mut bytes, mut readable, mut truncated, mut lies) = (0, 0, 0, 0);
-        for (packet, stamp) in self.batch.iter() {
+        let mut clock = 0;
+        for (number, (packet, stamp)) in self.batch.iter().enumerate() {
+            clock = stamp.meta.clock_ns;
             let frame = frame(packet, stamp);
             let Some(arrival) = self.arrivals.get_mut(readable) else { break };
             match packet::decode(&frame, &mut arrival.decoded) {
@@ -195,11 +325,15 @@ impl Worker {
                     lies += u64::from(d.length_lies);
                     arrival.timestamp_ns = stamp.timestamp_ns;
                     arrival.clock_ns = stamp.meta.clock_ns;
+                    arrival.frame = number as u32;
                     readable += 1;
                 }
                 Err(reason) => {
                     bytes += u64::from(frame.wire_len);
                     counters.reject(reason);
+                    if reason == Reject::Arp || reason.is_malformed() {
+                        lone(&mut self.reader, reason, &arrival.decoded, frame.data, stamp);
+                    }
                 }
             }
         }
@@ -207,10 +341,39 @@ impl Worker {
         counters.add(Counter::Truncated, truncated);
         counters.add(Counter::LengthLies, lies);
         counters.add(Counter::Decoded, readable as u64);
-        if let Some(arrivals) = self.arrivals.get_mut(..readable) {
-            self.table.burst(arrivals, &mut self.events);
+        if self.watcher.is_some() {
+            self.watch_burst(readable);
         }
+        if let Some(arrivals) = self.arrivals.get_mut(..readable) {
+            let packets = &self.batch.packets;
+            let reader = self.reader.as_deref_mut();
+            let mut hooks = Hooks { events: &mut self.events, reader, packets };
+            self.table.burst(arrivals, &mut hooks);
+        }
+        self.has_read_until(clock);
         self.count_table();
+    }
+
+    /// Shows the burst, of which so many packets were readable, to the watcher.
+    #[inline(never)]
+    fn watch_burst(&mut self, readable: usize) {
+        let Some(watcher) = &mut self.watcher else { return };
+        // The arrivals are the packets, unless some made none; those may still name a destination.
+        let all = readable == self.batch.packets.len();
+        let mut scratch = Decoded::default();
+        let mut clock = 0;
+        for (n, (packet, stamp)) in self.batch.iter().enumerate() {
+            let frame = frame(packet, stamp);
+            let sighting = match self.arrivals.get(n) {
+                Some(arrival) if all => Sighting::of(&frame, &arrival.decoded, Ok(())),
+                _ => sight(&frame, &mut scratch),
+            };
+            clock = stamp.meta.clock_ns;
+            if let Some(sighting) = sighting {
+                watcher.packet(clock, &sighting);
+            }
+        }
+        watcher.let_time_pass(clock);
     }
 
     fn count_table(&mut self) {
@@ -219,22 +382,35 @@ impl Worker {
         self.counters.set(Counter::Evicted, stats.evicted);
         self.counters.set(Counter::Unplaced, stats.unplaced);
         self.counters.set(Counter::Events, self.events.sent);
+        if let Some(reader) = &self.reader {
+            let stats = reader.inspector.stats();
+            self.counters.set(Counter::Inspected, stats.packets);
+            self.counters.set(Counter::Notes, reader.notes.sent);
+            self.counters.set(Counter::NotesDropped, reader.notes.dropped);
+            self.counters.set(Counter::StatesEvicted, stats.states_evicted);
+            self.counters.set(Counter::BuffersFull, stats.buffers_full);
+        }
+    }
+
+    /// Says up to when everything was read.
+    #[inline]
+    fn has_read_until(&self, clock_ns: u64) {
+        if let Some(reader) = &self.reader {
+            reader.until.fetch_max(clock_ns, Ordering::Release);
+        }
     }
 
     /// Gives the burst to the journal, or back to the pool; false while some of it must wait.
     #[inline]
     fn hand_to_journal(&mut self) -> bool {
-        let Some(ring) = &mut self.journal else {
+        let Some(journal) = &mut self.journal else {
             free_burst(&mut self.batch.packets);
             return true;
         };
         if self.batch.packets.is_empty() {
             return true;
         }
-        let room = ring.slots().min(self.batch.packets.len());
-        if let Ok(chunk) = ring.write_chunk_uninit(room) {
-            chunk.fill_from_iter(self.batch.packets.drain(..room));
-        }
+        journal.give(&mut self.batch.packets);
         if self.batch.packets.is_empty() {
             return true;
         }
@@ -242,7 +418,7 @@ impl Worker {
             return false;
         }
         self.counters.add(Counter::JournalOverload, self.batch.packets.len() as u64);
-        free_burst(&mut self.batch.packets);
+        journal.lose(&mut self.batch.packets);
         true
     }
 
@@ -263,8 +439,39 @@ impl Worker {
         {
             return;
         }
-        self.table.advance(now, BURST, &mut self.events);
+        if let Some(watcher) = &mut self.watcher {
+            watcher.let_time_pass(now);
+        }
+        let mut hooks =
+            Hooks { events: &mut self.events, reader: self.reader.as_deref_mut(), packets: &[] };
+        self.table.advance(now, BURST, &mut hooks);
+        self.has_read_until(now);
         self.count_table();
+    }
+}
+
+/// Copies a packet's segments one behind the other, as far as there is room.
+#[cold]
+fn gather(packet: &Mbuf, out: &mut Vec<u8>) {
+    out.clear();
+    for segment in packet.segments() {
+        let room = out.capacity() - out.len();
+        out.extend_from_slice(segment.get(..room).unwrap_or(segment));
+    }
+}
+
+/// Has a frame read that is in no flow.
+#[cold]
+fn lone(reader: &mut Option<Box<Reader>>, why: Reject, d: &Decoded, data: &[u8], stamp: &Stamp) {
+    let Some(reader) = reader else { return };
+    let Reader { inspector, notes, .. } = &mut **reader;
+    let macs = d.has_mac.then_some([d.src_mac, d.dst_mac]);
+    let lone = Lone { timestamp_ns: stamp.timestamp_ns, macs, vlans: d.vlans };
+    match why {
+        Reject::Arp => {
+            inspector.arp(data.get(d.payload_at as usize..).unwrap_or_default(), &lone, notes);
+        }
+        _ => inspector.malformed(why, &lone, notes),
     }
 }
 

@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot run fails")]
 
+pub mod packets;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -10,6 +12,35 @@ use serde_json::Value;
 
 /// The sensor's binary, built for this test run.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_malakocut");
+
+/// The program for one watched host.
+pub const GOMON: &str = env!("CARGO_BIN_EXE_gomon");
+
+/// The folder of the oracles, which are not part of the project.
+pub fn oracles() -> Option<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let named = std::env::var_os("MALAKOCUT_ORACLES").map(PathBuf::from);
+    let near = ["../../shared/oracles", "../shared/oracles"].map(|p| here.join(p));
+    named.into_iter().chain(near).find(|path| path.is_dir())
+}
+
+/// Holds EVE lines against Suricata's schema; false, said, where that cannot be done.
+pub fn eve_is_valid(lines: &Path) -> bool {
+    let Some(check) = oracles().map(|o| o.join("eve_check.py")).filter(|p| p.exists()) else {
+        println!("skipped: the schema check, there are no oracles");
+        return false;
+    };
+    let has = Command::new("python3").args(["-c", "import jsonschema"]).output();
+    if !has.is_ok_and(|o| o.status.success()) {
+        println!("skipped: the schema check, python3 has no jsonschema");
+        return false;
+    }
+    let out = Command::new("python3").arg(check).arg(lines).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success(), "{said}");
+    println!("schema: {}", said.trim());
+    true
+}
 
 /// The capture that the project ships.
 pub fn home() -> PathBuf {
@@ -77,6 +108,36 @@ pub fn command() -> Command {
 /// Runs the binary to its end.
 pub fn malakocut(args: &[&str]) -> Run {
     Run::of(command().args(args).output().unwrap())
+}
+
+/// Runs gomon in a folder.
+pub fn gomon(dir: &Path, args: &[&str]) -> Run {
+    Run::of(Command::new(GOMON).args(args).current_dir(dir).output().unwrap())
+}
+
+/// The objects of a text with one a line.
+pub fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+}
+
+/// Time, length and bytes of each packet of a capture file.
+pub fn packets_of(path: &Path) -> Vec<(u64, u32, Vec<u8>)> {
+    let mut reader = malakocut::capture::CaptureReader::open(path, 1 << 16).unwrap();
+    let mut out = Vec::new();
+    while let Some(record) = reader.peek().unwrap() {
+        out.push((record.timestamp_ns, record.wire_len, record.data.to_vec()));
+        reader.consume();
+    }
+    out
+}
+
+/// The pcap files of a journal, by number.
+pub fn segments(data: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(data.join("pcap")).unwrap().map(|f| f.unwrap().path());
+    let mut out: Vec<PathBuf> =
+        files.filter(|path| path.extension().is_some_and(|e| e == "pcap")).collect();
+    out.sort();
+    out
 }
 
 /// The events of a flow log.

@@ -170,7 +170,9 @@ fn choose(seen: &Mutex<Seen>) -> Fault {
     fault
 }
 
-fn request(reader: &mut BufReader<TcpStream>) -> Option<(String, HashMap<String, String>, Vec<u8>)> {
+fn request(
+    reader: &mut BufReader<TcpStream>,
+) -> Option<(String, HashMap<String, String>, Vec<u8>)> {
     let mut line = String::new();
     if reader.read_line(&mut line).ok()? == 0 {
         return None;
@@ -196,7 +198,8 @@ fn request(reader: &mut BufReader<TcpStream>) -> Option<(String, HashMap<String,
 fn token(body: &[u8], seen: &Mutex<Seen>, public: &[u8], port: u16) -> (u16, String) {
     let check = || -> Result<(), String> {
         let text = std::str::from_utf8(body).map_err(|e| e.to_string())?;
-        let fields: HashMap<&str, &str> = text.split('&').filter_map(|p| p.split_once('=')).collect();
+        let fields: HashMap<&str, &str> =
+            text.split('&').filter_map(|p| p.split_once('=')).collect();
         let jwt = fields.get("assertion").ok_or("no assertion")?.replace("%3D", "=");
         let parts: Vec<&str> = jwt.split('.').collect();
         let [head, claims, signature] = parts[..] else { return Err("not a JWT".into()) };
@@ -269,7 +272,11 @@ fn ingest(
 }
 
 /// The events in a body, if every rule of its protocol is kept.
-fn entries(line: &str, headers: &HashMap<String, String>, body: &[u8]) -> Result<Vec<Value>, String> {
+fn entries(
+    line: &str,
+    headers: &HashMap<String, String>,
+    body: &[u8],
+) -> Result<Vec<Value>, String> {
     if headers.get("content-type").map(String::as_str) != Some("application/json") {
         return Err("content type".into());
     }

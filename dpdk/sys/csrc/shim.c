@@ -11,6 +11,9 @@ uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **pkts, ui
 }
 
 struct rte_mbuf *shim_pktmbuf_alloc(struct rte_mempool *pool) { return rte_pktmbuf_alloc(pool); }
+int shim_pktmbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **mbufs, unsigned int n) {
+	return rte_pktmbuf_alloc_bulk(pool, mbufs, n);
+}
 
 void shim_pktmbuf_free(struct rte_mbuf *m) { rte_pktmbuf_free(m); }
 

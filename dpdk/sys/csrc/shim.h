@@ -31,6 +31,7 @@ int shim_errno(void);
 /* Inlines. */
 uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **pkts, uint16_t n);
 struct rte_mbuf *shim_pktmbuf_alloc(struct rte_mempool *pool);
+int shim_pktmbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **mbufs, unsigned int n);
 void shim_pktmbuf_free(struct rte_mbuf *m);
 
 /* Sends every DPDK log line to cb(level, text, length). Call before rte_eal_init. */

@@ -1,0 +1,222 @@
+//! What the journal leaves out by wish: packets that its filter does not take, and what a flow has
+//! beyond its cutoff.
+//!
+//! Works on the journal's lcore: nothing is allocated for a packet. A filter for a link type other
+//! than Ethernet is compiled when its first packet comes; where the expression cannot be asked of
+//! that link, its packets are kept.
+//!
+//! The cutoff counts a flow's bytes in both directions in a table of fixed size. A flow that was
+//! silent for a minute, is opened again by a SYN, or was pushed out by others, starts anew: the
+//! journal then keeps more than it had to, never less.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+
+use siphasher::sip::SipHasher13;
+
+use super::index::{Key, Kind, Posting, read};
+use crate::filter::{Filter, FilterError};
+use crate::packet::{Frame, Link, tcp_flag};
+
+/// What is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// A pcap-filter expression; the empty one takes everything.
+    pub filter: String,
+    /// Bytes of a flow after which only headers are kept.
+    pub cutoff: Option<u64>,
+}
+
+/// What to do with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admit {
+    /// Keep so many of its bytes.
+    Keep(usize),
+    Filtered,
+}
+
+/// Decides on each packet.
+pub struct Admission {
+    text: String,
+    filters: Vec<(u16, Option<Filter>)>,
+    cutoff: Option<Cutoff>,
+}
+
+const ETHERNET: u16 = 1;
+
+impl Admission {
+    pub fn new(rules: &Rules) -> Result<Self, FilterError> {
+        let mut filters = Vec::with_capacity(8);
+        if !rules.filter.trim().is_empty() {
+            let filter = Filter::compile(&rules.filter, ETHERNET)?;
+            filters.push((ETHERNET, Some(filter).filter(|f| !f.takes_all())));
+        }
+        let cutoff = rules.cutoff.map(Cutoff::new);
+        Ok(Self { text: rules.filter.trim().to_owned(), filters, cutoff })
+    }
+
+    /// How much of a packet is kept, if any.
+    #[inline]
+    pub fn admit(&mut self, link: u16, timestamp_ns: u64, wire_len: u32, data: &[u8]) -> Admit {
+        if !self.text.is_empty() && !self.takes(link, wire_len, data) {
+            return Admit::Filtered;
+        }
+        match &mut self.cutoff {
+            None => Admit::Keep(data.len()),
+            Some(cutoff) => Admit::Keep(cutoff.keep(link, timestamp_ns, wire_len, data)),
+        }
+    }
+
+    /// The packet that was admitted last is in the journal.
+    #[inline]
+    pub fn kept(&mut self) {
+        if let Some(cutoff) = &mut self.cutoff {
+            cutoff.count();
+        }
+    }
+
+    #[inline]
+    fn takes(&mut self, link: u16, wire_len: u32, data: &[u8]) -> bool {
+        match self.filters.iter().find(|(l, _)| *l == link) {
+            Some((_, filter)) => filter.as_ref().is_none_or(|f| f.matches(data, wire_len)),
+            None => self.compile(link).is_none_or(|f| f.matches(data, wire_len)),
+        }
+    }
+
+    #[cold]
+    fn compile(&mut self, link: u16) -> Option<&Filter> {
+        let filter = Filter::compile(&self.text, link);
+        if let Err(e) = &filter {
+            tracing::warn!("the journal's filter does not fit link type {link} ({e}); all is kept");
+        }
+        self.filters.push((link, filter.ok()));
+        self.filters.last()?.1.as_ref()
+    }
+}
+
+const SETS: usize = 1 << 14;
+const WAYS: usize = 4;
+/// A flow that was silent for so long starts anew.
+const SILENT_NS: u64 = 60_000_000_000;
+
+#[derive(Clone, Copy, Default)]
+struct Count {
+    hash: u64,
+    bytes: u64,
+    last_ns: u64,
+}
+
+/// Bytes of flows.
+struct Cutoff {
+    limit: u64,
+    hasher: SipHasher13,
+    sets: Box<[[Count; WAYS]]>,
+    posting: Box<Posting>,
+    /// Set, way and new count of the packet that is being decided.
+    pending: Option<(usize, usize, Count)>,
+}
+
+impl Cutoff {
+    fn new(limit: u64) -> Self {
+        let random = || RandomState::new().build_hasher().finish();
+        Self {
+            limit,
+            hasher: SipHasher13::new_with_keys(random(), random()),
+            sets: vec![[Count::default(); WAYS]; SETS].into(),
+            posting: Box::default(),
+            pending: None,
+        }
+    }
+
+    /// Bytes of the packet to keep: all while the flow is below its limit, then its headers.
+    fn keep(&mut self, link: u16, timestamp_ns: u64, wire_len: u32, data: &[u8]) -> usize {
+        self.pending = None;
+        let link = Link::from_number(link);
+        read(&Frame { data, wire_len, wire_len_known: true, link }, &mut self.posting);
+        let d = &self.posting.decoded;
+        let Some(key) = self.posting.keys.first().filter(|key| is_flow(key)) else {
+            return data.len();
+        };
+        let hash = super::index::hash_with(&self.hasher, key) | 1;
+        let at = (hash >> 32) as usize % SETS;
+        let Some(ways) = self.sets.get(at) else { return data.len() };
+        let opens = d.tcp.flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN;
+        let found = ways.iter().position(|c| c.hash == hash);
+        let oldest = || (0..WAYS).min_by_key(|w| ways.get(*w).map_or(0, |c| c.last_ns));
+        let way = found.or_else(oldest).unwrap_or(0);
+        let before = found
+            .and_then(|w| ways.get(w))
+            .filter(|c| !opens && timestamp_ns.saturating_sub(c.last_ns) < SILENT_NS)
+            .map_or(0, |c| c.bytes);
+        let count = Count { hash, bytes: before + u64::from(wire_len), last_ns: timestamp_ns };
+        self.pending = Some((at, way, count));
+        if before < self.limit { data.len() } else { data.len().min(d.payload_at as usize) }
+    }
+
+    fn count(&mut self) {
+        if let Some((at, way, count)) = self.pending.take()
+            && let Some(slot) = self.sets.get_mut(at).and_then(|s| s.get_mut(way))
+        {
+            *slot = count;
+        }
+    }
+}
+
+fn is_flow(key: &Key) -> bool {
+    matches!(key.kind(), Kind::Flow | Kind::Fragments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn udp(port: u16, payload: usize) -> Vec<u8> {
+        let mut out = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0];
+        out.extend((28 + payload as u16).to_be_bytes());
+        out.extend([0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        out.extend(5000u16.to_be_bytes());
+        out.extend(port.to_be_bytes());
+        out.extend((8 + payload as u16).to_be_bytes());
+        out.resize(out.len() + 2 + payload, 0);
+        out
+    }
+
+    #[test]
+    fn after_the_cutoff_only_headers_are_kept_until_the_flow_starts_anew() {
+        let rules = Rules { filter: String::new(), cutoff: Some(1000) };
+        let mut admission = Admission::new(&rules).unwrap();
+        let data = udp(9, 358);
+        let at = |admission: &mut Admission, port, ns| {
+            let mut data = data.clone();
+            data[36..38].copy_from_slice(&u16::to_be_bytes(port));
+            let answer = admission.admit(1, ns, 400, &data);
+            admission.kept();
+            answer
+        };
+        let got: Vec<_> = (0..5).map(|n| at(&mut admission, 9, n)).collect();
+        assert_eq!(got[..3], [Admit::Keep(400); 3]);
+        assert_eq!(got[3..], [Admit::Keep(42); 2]);
+        assert_eq!(at(&mut admission, 10, 6), Admit::Keep(400), "another flow");
+        assert_eq!(at(&mut admission, 9, 5 + SILENT_NS), Admit::Keep(400), "after a silence");
+        // What was not written does not count.
+        for _ in 0..10 {
+            assert_eq!(admission.admit(1, 9, 400, &udp(77, 358)), Admit::Keep(400));
+        }
+    }
+
+    #[test]
+    fn the_default_filter_leaves_out_what_it_says() {
+        let text = crate::filter::strip_comments(include_str!("../../configs/journal.bpf"));
+        let mut admission = Admission::new(&Rules { filter: text, cutoff: None }).unwrap();
+        let mut kept = |port: u16| {
+            let data = udp(port, 20);
+            admission.admit(1, 0, data.len() as u32, &data) == Admit::Keep(data.len())
+        };
+        for port in [80, 443, 3478, 3479, 9293, 9308, 19132, 5353, 1900] {
+            assert!(!kept(port), "{port}");
+        }
+        for port in [53, 22, 123, 25565, 65000, 8080, 67, 1901] {
+            assert!(kept(port), "{port}");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The packets of an answer as a capture file: nanosecond pcap, or pcapng.
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
+use pcap_file::pcapng::PcapNgWriter;
+use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock;
+use pcap_file::pcapng::blocks::interface_description::{
+    InterfaceDescriptionBlock, InterfaceDescriptionOption,
+};
+use pcap_file::pcapng::blocks::section_header::{SectionHeaderBlock, SectionHeaderOption};
+use pcap_file::{DataLink, Endianness, PcapError, TsResolution};
+
+use super::pcap::SNAPLEN;
+use super::query::Packet;
+
+/// A kind of capture file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// Classic pcap in nanoseconds; one link type.
+    #[default]
+    Pcap,
+    /// pcapng, any number of link types; says which program wrote it.
+    Pcapng,
+}
+
+/// Why a packet was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(
+        "packets of link types {first} and {other}: a pcap file holds one; choose with --link, or \
+         take --format pcapng"
+    )]
+    Links { first: u16, other: u16 },
+    #[error("a packet cannot be written: {0}")]
+    Packet(String),
+}
+
+impl From<PcapError> for OutputError {
+    fn from(e: PcapError) -> Self {
+        match e {
+            PcapError::IoError(e) => Self::Io(e),
+            other => Self::Packet(other.to_string()),
+        }
+    }
+}
+
+enum State<W: Write> {
+    /// Nothing is written before the link type is known.
+    Empty(W),
+    Pcap(PcapWriter<W>, u16),
+    Pcapng(PcapNgWriter<W>, Vec<u16>),
+    /// Only while it is being changed.
+    Gone,
+}
+
+/// Writes packets to a stream.
+pub struct Output<W: Write> {
+    format: Format,
+    state: State<W>,
+}
+
+impl<W: Write> Output<W> {
+    pub fn new(format: Format, to: W) -> Self {
+        Self { format, state: State::Empty(to) }
+    }
+
+    /// Writes the file's header, for packets of a link type.
+    fn begin(&mut self, link: u16) -> Result<(), OutputError> {
+        let State::Empty(to) = std::mem::replace(&mut self.state, State::Gone) else {
+            return Ok(());
+        };
+        self.state = match self.format {
+            Format::Pcap => {
+                let header = PcapHeader {
+                    snaplen: SNAPLEN,
+                    datalink: DataLink::from(u32::from(link)),
+                    ts_resolution: TsResolution::NanoSecond,
+                    endianness: Endianness::Little,
+                    ..PcapHeader::default()
+                };
+                State::Pcap(PcapWriter::with_header(to, header)?, link)
+            }
+            Format::Pcapng => {
+                let by = concat!("malakocut ", env!("CARGO_PKG_VERSION"));
+                let section = SectionHeaderBlock {
+                    endianness: Endianness::Little,
+                    options: vec![SectionHeaderOption::UserApplication(Cow::Borrowed(by))],
+                    ..SectionHeaderBlock::default()
+                };
+                State::Pcapng(PcapNgWriter::with_section_header(to, section)?, Vec::new())
+            }
+        };
+        Ok(())
+    }
+
+    /// Writes one packet.
+    pub fn write(&mut self, packet: &Packet) -> Result<(), OutputError> {
+        if let State::Empty(_) = self.state {
+            self.begin(packet.link)?;
+        }
+        let timestamp = Duration::from_nanos(packet.timestamp_ns);
+        match &mut self.state {
+            State::Pcap(_, link) if *link != packet.link => {
+                return Err(OutputError::Links { first: *link, other: packet.link });
+            }
+            State::Pcap(out, _) => {
+                out.write_packet(&PcapPacket::new(timestamp, packet.wire_len, &packet.data))?;
+            }
+            State::Pcapng(out, links) => {
+                let known = links.iter().position(|l| *l == packet.link);
+                let interface_id = match known {
+                    Some(n) => n,
+                    None => {
+                        out.write_pcapng_block(InterfaceDescriptionBlock {
+                            linktype: DataLink::from(u32::from(packet.link)),
+                            snaplen: SNAPLEN,
+                            // Nanoseconds.
+                            options: vec![InterfaceDescriptionOption::IfTsResol(9)],
+                        })?;
+                        links.push(packet.link);
+                        links.len() - 1
+                    }
+                } as u32;
+                out.write_pcapng_block(EnhancedPacketBlock {
+                    interface_id,
+                    timestamp,
+                    original_len: packet.wire_len,
+                    data: Cow::Borrowed(&packet.data),
+                    options: Vec::new(),
+                })?;
+            }
+            State::Empty(_) | State::Gone => {}
+        }
+        Ok(())
+    }
+
+    /// Ends the file: one without packets still has its header, for a link type.
+    pub fn finish(mut self, link: u16) -> Result<(), OutputError> {
+        self.begin(link)?;
+        match self.state {
+            State::Pcap(out, _) => out.into_writer().flush()?,
+            State::Pcapng(out, _) => out.into_inner().flush()?,
+            State::Empty(_) | State::Gone => {}
+        }
+        Ok(())
+    }
+}

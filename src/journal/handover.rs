@@ -1,0 +1,106 @@
+//! The way of packets from a worker to the journal's lcore.
+//!
+//! The buffers themselves move through a ring. What finds no room there is dropped by the worker,
+//! which notes how many and until when, so that the journal can say where something is missing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dpdk::mbuf::free_burst;
+use dpdk::{BURST, Burst, Mbuf};
+use rtrb::{Consumer, Producer, RingBuffer};
+
+/// A way for as many packets as its ring holds.
+pub fn handover(packets: usize) -> (Giver, Taker) {
+    let (ring, input) = RingBuffer::new(packets);
+    let lost = Arc::new(Lost::default());
+    let taker = Taker { input, lost: Arc::clone(&lost), seen: 0, taken_ns: 0, checked_ns: 0 };
+    (Giver { ring, lost }, taker)
+}
+
+/// Written by the worker alone.
+#[derive(Debug, Default)]
+struct Lost {
+    packets: AtomicU64,
+    last_ns: AtomicU64,
+}
+
+/// The worker's end.
+pub struct Giver {
+    ring: Producer<Mbuf>,
+    lost: Arc<Lost>,
+}
+
+impl Giver {
+    /// Moves as many packets as there is room for, from the front.
+    #[inline]
+    pub fn give(&mut self, packets: &mut Burst) {
+        let room = self.ring.slots().min(packets.len());
+        if let Ok(chunk) = self.ring.write_chunk_uninit(room) {
+            chunk.fill_from_iter(packets.drain(..room));
+        }
+    }
+
+    /// Drops packets that could not be given.
+    #[cold]
+    pub fn lose(&mut self, packets: &mut Burst) {
+        if let Some(last) = packets.last() {
+            self.lost.last_ns.store(last.timestamp_ns(), Ordering::Relaxed);
+        }
+        let n = self.lost.packets.load(Ordering::Relaxed) + packets.len() as u64;
+        self.lost.packets.store(n, Ordering::Release);
+        free_burst(packets);
+    }
+}
+
+/// The end at the journal's lcore.
+pub struct Taker {
+    input: Consumer<Mbuf>,
+    lost: Arc<Lost>,
+    seen: u64,
+    taken_ns: u64,
+    checked_ns: u64,
+}
+
+/// Packets that a worker dropped, and between which times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    pub packets: u64,
+    pub from_ns: u64,
+    pub to_ns: u64,
+}
+
+impl Taker {
+    /// Takes a burst; returns whether nothing can come any more.
+    #[inline]
+    pub fn take(&mut self, packets: &mut Burst) -> bool {
+        // Before looking: what is pushed after this is no sign of the end.
+        let abandoned = self.input.is_abandoned();
+        let n = self.input.slots().min(BURST - packets.len());
+        if let Ok(chunk) = self.input.read_chunk(n) {
+            packets.extend(chunk);
+        }
+        // Another core wrote them.
+        packets.iter().for_each(Mbuf::prefetch);
+        if let Some(last) = packets.last() {
+            self.taken_ns = last.timestamp_ns();
+        }
+        abandoned && n == 0
+    }
+
+    /// What was lost since the last look; to be asked before each [`Taker::take`].
+    #[inline]
+    pub fn losses(&mut self) -> Option<Loss> {
+        let packets = self.lost.packets.load(Ordering::Acquire);
+        // At the look before this one nothing behind what was taken by then was lost yet.
+        let from_ns = std::mem::replace(&mut self.checked_ns, self.taken_ns);
+        let new = packets - std::mem::replace(&mut self.seen, packets);
+        let to_ns = self.lost.last_ns.load(Ordering::Relaxed);
+        (new > 0).then(|| Loss { packets: new, from_ns: from_ns.min(to_ns), to_ns })
+    }
+
+    /// Packets in the ring.
+    pub fn waiting(&self) -> usize {
+        self.input.slots()
+    }
+}
