@@ -1,7 +1,8 @@
 //! malakocut: a network detection and response sensor for a mirror port, on DPDK.
 //!
 //! The modules follow the packet: `capture` takes it in, `packet` reads it, `flow` accounts for it,
-//! `event` says what a flow was, `inspect` what it was about, `journal` keeps the bytes, `eve` writes
+//! `event` says what a flow was, `inspect` what it was about, `journal` keeps the bytes, `spool`
+//! events until they are delivered, `eve` writes
 //! Suricata's lines, `export` hands the events on, `worker` is the loop that ties them together,
 //! `sensor` starts and stops it all. Imports run one way, from the last to the first. `detect` judges what hosts do in windows of time; `gomon` is a program of
 //! its own around it, which takes interfaces over as the sensor does.
@@ -22,5 +23,6 @@ pub mod inspect;
 pub mod journal;
 pub mod packet;
 pub mod sensor;
+pub mod spool;
 pub mod status;
 pub mod worker;

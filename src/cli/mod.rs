@@ -4,6 +4,7 @@
 //! is missing from the answer, damaged, or could not be repaired, as said on standard error; 2 bad
 //! usage, or a directory or output that cannot be used.
 
+mod export;
 mod extract;
 mod journal;
 mod text;
@@ -53,6 +54,9 @@ enum Command {
     /// Take packets out of the journal as a capture file
     #[command(after_help = extract::EXAMPLES)]
     Extract(Box<extract::Extract>),
+    /// Ask how the export is doing, try it, and look after dead letters
+    #[command(subcommand)]
+    Export(export::Export),
     /// List, check and repair the journal's files
     #[command(subcommand)]
     Journal(journal::Journal),
@@ -71,6 +75,12 @@ struct Place {
 }
 
 impl Place {
+    /// The spool's directory.
+    fn spool(&self) -> Result<PathBuf, Refused> {
+        let (journal, _) = self.find()?;
+        Ok(journal.with_file_name("buffer"))
+    }
+
     /// The journal's directory, and what the configuration file says.
     fn find(&self) -> Result<(PathBuf, Layer), Refused> {
         let file = config::file_layer(self.config.as_deref()).map_err(Refused::because)?;
@@ -93,6 +103,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = match cli.command {
         Command::Extract(extract) => extract.run(),
+        Command::Export(export) => export.run(),
         Command::Journal(journal) => journal.run(),
     };
     match done {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::detect::DetectLayer;
 use super::units;
 use super::{ConfigError, SourceConfig};
+use crate::export;
 
 /// `on` or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -75,7 +76,8 @@ pub struct Layer {
     /// [default: /var/lib/malakocut]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Where flow events go, repeatable: none, file (needs --flow-log)
+    /// Where flow events go, repeatable: none, file (needs --flow-log), secops, nats, kafka (the
+    /// last three are set up by [export] in the configuration file)
     #[arg(long, value_name = "NAME")]
     pub exporter: Vec<String>,
     /// File to which flow events are appended, one JSON object a line; - is standard output
@@ -140,6 +142,9 @@ pub struct Layer {
     /// Show each flow event on standard output, and write everything to malakocut_debug.log
     #[arg(long)]
     pub debug: bool,
+    /// What exporters need to know; only in the configuration file.
+    #[arg(skip)]
+    pub export: Option<Box<export::Settings>>,
     /// Only in the configuration file.
     #[arg(skip)]
     pub detect: DetectLayer,
@@ -217,6 +222,7 @@ impl Layer {
             summary: self.summary.or(lower.summary),
             sensor: self.sensor.or(lower.sensor),
             debug: self.debug || lower.debug,
+            export: self.export.or(lower.export),
             detect: if self.detect.watch.is_empty() { lower.detect } else { self.detect },
         }
     }

@@ -23,6 +23,8 @@ pub use layer::{Layer, PollMode, SummaryFormat, Switch};
 
 use crate::detect::watch::Watched;
 
+use crate::export;
+
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_FILE: &str = "/etc/malakocut/malakocut.toml";
 /// Where the sensor keeps its data when nobody says.
@@ -98,6 +100,9 @@ pub struct Config {
     pub summary: Option<SummaryFormat>,
     pub sensor: String,
     pub debug: bool,
+    /// Exporters by name, `none` and `file` left out.
+    pub exporters: Vec<String>,
+    pub export: export::Settings,
 }
 
 /// malakocut, a network detection and response sensor for a mirror port.
@@ -139,9 +144,17 @@ impl Config {
             l.source()?.unwrap_or_else(|| SourceConfig::Interface(DEFAULT_INTERFACE.into()));
         let is_file = matches!(source, SourceConfig::Files(_));
         let wants_log = l.exporter.iter().any(|e| e == "file");
-        if let Some(unknown) = l.exporter.iter().find(|e| !matches!(e.as_str(), "file" | "none")) {
-            return bad(format!("--exporter {unknown}: no such exporter; there are: none, file"));
+        if let Some(unknown) = l.exporter.iter().find(|e| !export::NAMES.contains(&e.as_str())) {
+            let names = export::NAMES.join(", ");
+            return bad(format!("--exporter {unknown}: no such exporter; there are: {names}"));
         }
+        let lookup = |name: &str| env::var(name).ok();
+        let export = l.export.map(|e| *e).unwrap_or_default().with_environment(lookup);
+        export.check().map_err(ConfigError::Bad)?;
+        let mut exporters = l.exporter.clone();
+        exporters.retain(|e| !matches!(e.as_str(), "file" | "none"));
+        exporters.sort();
+        exporters.dedup();
         if wants_log && l.flow_log.is_none() {
             return bad("--exporter file needs --flow-log PATH (or - for standard output)".into());
         }
@@ -204,6 +217,8 @@ impl Config {
             summary: l.summary.or(text),
             sensor,
             debug: l.debug,
+            exporters,
+            export,
         })
     }
 }
@@ -253,7 +268,8 @@ fn original_spellings(args: impl IntoIterator<Item = OsString>) -> Vec<OsString>
         .collect()
 }
 
-fn hostname() -> String {
+/// The host's name.
+pub fn hostname() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").map(|h| h.trim().to_owned()).unwrap_or_default()
 }
 

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::buffered::Buffered;
+use super::View;
+use super::buffered::{Buffered, Rotation};
 use crate::eve::EveWriter;
 use crate::event::{About, EventWriter, FlowEvent};
 
@@ -24,17 +25,36 @@ fn open(what: &'static str, path: &Path) -> Result<Buffered, OpenLogError> {
 pub struct FlowLog {
     lines: Buffered,
     writer: EventWriter,
+    view: Option<View>,
 }
 
 impl FlowLog {
     /// Opens the log, at its end if it is there already; `-` is standard output.
     pub fn open(path: &Path, writer: EventWriter) -> Result<Self, OpenLogError> {
-        Ok(Self { lines: open("flow log", path)?, writer })
+        Ok(Self { lines: open("flow log", path)?, writer, view: None })
+    }
+
+    /// With a rotation, and a view that chooses events and fields.
+    pub fn with(mut self, rotation: Rotation, view: Option<View>) -> Self {
+        self.lines.rotate(rotation);
+        self.view = view;
+        self
     }
 
     /// Adds one event.
     pub fn write(&mut self, event: &FlowEvent, about: &About<'_>) -> io::Result<()> {
-        self.lines.add(|out| self.writer.write_about(event, about, out))
+        let (writer, view) = (&mut self.writer, &self.view);
+        self.lines.add(|out| {
+            let start = out.len();
+            writer.write_about(event, about, out);
+            if let Some(view) = view {
+                let line = out.split_off(start);
+                if let Some(seen) = view.line(line.trim_ascii_end()) {
+                    out.extend_from_slice(&seen);
+                    out.push(b'\n');
+                }
+            }
+        })
     }
 
     /// Writes what is buffered; on an error it stays buffered.

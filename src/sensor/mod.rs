@@ -21,12 +21,14 @@ use dpdk::lcore::{self, Lcore, Thread};
 use rtrb::RingBuffer;
 
 use crate::capture::{Complaint, OpenError, Source, Steer};
-use crate::config::{Config, PollMode, SummaryFormat};
+use crate::config::{Config, PollMode, SourceConfig, SummaryFormat};
 use crate::detect::watch::{self, Watched, Watches};
 use crate::detect::{Class, Verdict};
 use crate::eve::EveWriter;
 use crate::event::{About, EventWriter, FlowEvent, Note};
-use crate::export::{EveLog, FlowLog, OpenLogError};
+use crate::export::{
+    self, EveLog, ExportConfig, ExportError, Exports, FlowLog, OpenLogError, Rotation,
+};
 use crate::flow::{FlowTable, Timeouts};
 use crate::inspect::collect::Heard;
 use crate::journal::{self, JournalConfig, JournalError, Scribe, retention};
@@ -63,6 +65,8 @@ pub enum RunError {
     Log(#[from] OpenLogError),
     #[error(transparent)]
     Journal(#[from] JournalError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
     #[error("the CPUs of this process could not be read: {0}")]
     Affinity(std::io::Error),
     #[error("signals could not be set up: {0}")]
@@ -86,10 +90,7 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         None => vec![Lcore { id: 0, cpus: allowed }],
     };
     let prepared = Prepared::new(&config.source)?;
-    let log = match &config.flow_log {
-        Some(path) => Some(FlowLog::open(path, EventWriter::new(&config.sensor))?),
-        None => None,
-    };
+    let log = open_log(config)?;
     let eve = match &config.eve_log {
         Some(path) => {
             let writer = EveWriter::new(&config.sensor, config.source.interface());
@@ -114,15 +115,36 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         false => None,
     };
     let mut stop = Stop::on_signals().map_err(RunError::Signals)?;
+    // Its threads begin here, where they are free to run on every CPU.
+    let exports = Exports::start(&ExportConfig {
+        names: &config.exporters,
+        settings: &config.export,
+        directory: config.data_dir.join("buffer"),
+        sensor: &config.sensor,
+        waits: is_file(config),
+    })?;
     let started = prepared.start(buffers(lcores.len(), journal.is_some()), lcores.len() as u16)?;
     let mut running = Running::start(config, &lcores, started, journal)?;
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
     let debug = config.debug;
-    let mut outputs = Outputs { log, eve, highlights, debug, failed: false, latest_ns: 0 };
+    let mut outputs = Outputs { log, exports, eve, highlights, debug, failed: false, latest_ns: 0 };
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
-    Ok(running.finish(config, outputs, begun))
+    Ok(running.finish(config, outputs, &mut stop, begun))
+}
+
+fn is_file(config: &Config) -> bool {
+    matches!(config.source, SourceConfig::Files(_))
+}
+
+fn open_log(config: &Config) -> Result<Option<FlowLog>, RunError> {
+    let Some(path) = &config.flow_log else { return Ok(None) };
+    let settings = &config.export.file;
+    let rotation = Rotation { size: settings.rotate_size, keep: settings.keep };
+    let view = export::file_view(&settings.fields)?;
+    let log = FlowLog::open(path, EventWriter::new(&config.sensor))?;
+    Ok(Some(log.with(rotation, view)))
 }
 
 fn say_what_is_journaled(config: &Config) {
@@ -294,6 +316,9 @@ impl Running {
             if ended && taken == 0 {
                 break;
             }
+            if let Some(exports) = &mut outputs.exports {
+                exports.pass_on();
+            }
             if tick.elapsed() >= TICK {
                 tick = Instant::now();
                 ticks = ticks.wrapping_add(1);
@@ -325,7 +350,13 @@ impl Running {
         now
     }
 
-    fn finish(self, config: &Config, mut outputs: Outputs, begun: Instant) -> Outcome {
+    fn finish(
+        self,
+        config: &Config,
+        mut outputs: Outputs,
+        stop: &mut Stop,
+        begun: Instant,
+    ) -> Outcome {
         let mut counters = Counters::default();
         let mut complaints: Vec<Complaint> = Vec::new();
         let mut damaged = false;
@@ -364,7 +395,12 @@ impl Running {
             damaged |= !complaint.is_cut;
         }
         let incomplete: Vec<String> = complaints.into_iter().map(|c| c.text).collect();
+        // A capture's events are all delivered; a sensor's may wait in the spool for its next start.
+        let deliver = is_file(config) && !stop.is_wanted();
+        let exported = outputs.exports.take().map(|e| e.finish(deliver, || stop.is_wanted()));
+        damaged |= exported.as_ref().is_some_and(|(complete, _)| !complete);
         let summary = Summary {
+            export: exported.map(|(_, status)| status),
             counters,
             elapsed: received_until - begun,
             journal,
@@ -424,6 +460,7 @@ fn deal_inputs(queues: Queues, plan: &Plan, tasks: &mut [Vec<Task>]) -> Vec<Inpu
 /// Where events go.
 struct Outputs {
     log: Option<FlowLog>,
+    exports: Option<Exports>,
     eve: Option<EveLog>,
     highlights: Option<Highlights>,
     debug: bool,
@@ -446,6 +483,9 @@ impl Outputs {
             && let Err(e) = log.write(event, about)
         {
             self.fail("the flow log", &e);
+        }
+        if let Some(exports) = &mut self.exports {
+            exports.take(event, about);
         }
     }
 

@@ -14,7 +14,7 @@ use crate::event::{
     protocol_name,
 };
 use crate::packet::proto;
-use crate::status::{Counter, Counters, Group, JournalStatus};
+use crate::status::{Counter, Counters, ExportStatus, Group, JournalStatus};
 
 /// Flows and hosts shown.
 const SHOWN: usize = 10;
@@ -135,6 +135,7 @@ pub(super) struct Summary<'a> {
     pub(super) elapsed: Duration,
     /// How the journal ended, if there was one.
     pub(super) journal: Option<JournalStatus>,
+    pub(super) export: Option<ExportStatus>,
     pub(super) workers: usize,
     pub(super) incomplete: &'a [String],
 }
@@ -158,6 +159,8 @@ struct Json<'a> {
     workers: usize,
     seconds: f64,
     packets_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    export: Option<&'a ExportStatus>,
 }
 
 #[derive(Serialize)]
@@ -197,6 +200,7 @@ impl Summary<'_> {
             workers: self.workers,
             seconds: self.elapsed.as_secs_f64(),
             packets_per_second: self.rate(),
+            export: self.export.as_ref(),
         };
         serde_json::to_string(&out).unwrap_or_default()
     }
@@ -225,6 +229,13 @@ impl Summary<'_> {
             reasons(c, Group::Malformed),
             reasons(c, Group::Drop),
         );
+        for e in self.export.iter().flat_map(|e| &e.exporters) {
+            let _ = writeln!(
+                out,
+                "  {}: {} events delivered, {} waiting, {} dead letters",
+                e.name, e.delivered, e.waiting, e.dead
+            );
+        }
         if let Some(journal) = &self.journal {
             let _ = writeln!(
                 out,

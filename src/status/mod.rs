@@ -3,10 +3,12 @@
 //! A thread counts in its own [`Counters`] without atomics and copies them to its [`Published`]
 //! board now and then; whoever reports sums the boards.
 
+mod export;
 mod journal;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use export::{ExportStatus, ExporterState, ExporterStatus, SpoolStatus};
 pub use journal::{JournalBoard, JournalStatus, Kept, Watermark};
 
 use crate::packet::Reject;

@@ -1,0 +1,342 @@
+//! Expressions over an event's fields: `protocol == "TCP" and (dst_port in [80, 443] or bytes > 1e6)`.
+//!
+//! A comparison is `FIELD OP VALUE` with `==`, `!=`, `<`, `<=`, `>`, `>=`, `contains`, or
+//! `FIELD in [VALUE, ...]` or `FIELD in NETWORK` (`10.0.0.0/8`); a field alone asks whether it is
+//! there. `and`, `or`, `not` and parentheses combine. An absent field equals nothing and compares
+//! with nothing; `!=` holds for it.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+
+/// Deeper nesting is refused.
+const DEEPEST: usize = 64;
+
+/// A parsed expression.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expression(Node);
+
+#[derive(Clone, Debug, PartialEq)]
+enum Node {
+    All(Vec<Self>),
+    Any(Vec<Self>),
+    Not(Box<Self>),
+    There(String),
+    Test(String, Op, Value),
+    OneOf(String, Vec<Value>),
+    Within(String, IpNet),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Op {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+    Contains,
+}
+
+impl Expression {
+    /// Whether it holds for an event.
+    pub fn holds(&self, event: &Map<String, Value>) -> bool {
+        self.0.holds(event)
+    }
+}
+
+impl Node {
+    fn holds(&self, e: &Map<String, Value>) -> bool {
+        match self {
+            Self::All(parts) => parts.iter().all(|p| p.holds(e)),
+            Self::Any(parts) => parts.iter().any(|p| p.holds(e)),
+            Self::Not(part) => !part.holds(e),
+            Self::There(field) => e.contains_key(field),
+            Self::Test(field, op, value) => match e.get(field) {
+                Some(found) => op.holds(found, value),
+                None => *op == Op::Ne,
+            },
+            Self::OneOf(field, values) => {
+                e.get(field).is_some_and(|found| values.iter().any(|v| Op::Eq.holds(found, v)))
+            }
+            Self::Within(field, network) => e
+                .get(field)
+                .and_then(Value::as_str)
+                .and_then(|text| text.parse::<IpAddr>().ok())
+                .is_some_and(|ip| network.contains(&ip)),
+        }
+    }
+}
+
+impl Op {
+    fn holds(self, found: &Value, value: &Value) -> bool {
+        // A field with several values has one that fits.
+        if let Value::Array(several) = found {
+            return match self {
+                Self::Ne => several.iter().all(|v| self.holds(v, value)),
+                _ => several.iter().any(|v| self.holds(v, value)),
+            };
+        }
+        let order = match (found, value) {
+            (Value::Number(a), Value::Number(b)) => {
+                a.as_f64().zip(b.as_f64()).and_then(|(a, b)| a.partial_cmp(&b))
+            }
+            (Value::String(a), Value::String(b)) => Some(a.cmp(b)),
+            (Value::Bool(a), Value::Bool(b)) => Some(a.cmp(b)),
+            _ => None,
+        };
+        match self {
+            Self::Eq => order.is_some_and(|o| o.is_eq()),
+            Self::Ne => !order.is_some_and(|o| o.is_eq()),
+            Self::Lt => order.is_some_and(|o| o.is_lt()),
+            Self::Le => order.is_some_and(|o| o.is_le()),
+            Self::Gt => order.is_some_and(|o| o.is_gt()),
+            Self::Ge => order.is_some_and(|o| o.is_ge()),
+            Self::Contains => match (found, value) {
+                (Value::String(a), Value::String(b)) => a.contains(b.as_str()),
+                _ => false,
+            },
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Expression {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl FromStr for Expression {
+    type Err = String;
+
+    /// # Errors
+    /// Says where it goes wrong and what was expected.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parser = Parser { text, at: 0, depth: 0 };
+        let node = parser.any()?;
+        match parser.rest() {
+            "" => Ok(Self(node)),
+            _ => Err(parser.expected("`and`, `or` or the end")),
+        }
+    }
+}
+
+struct Parser<'a> {
+    text: &'a str,
+    at: usize,
+    depth: usize,
+}
+
+impl<'a> Parser<'a> {
+    fn rest(&mut self) -> &'a str {
+        let rest = self.text.get(self.at..).unwrap_or_default();
+        let trimmed = rest.trim_start();
+        self.at += rest.len() - trimmed.len();
+        trimmed
+    }
+
+    fn expected(&mut self, what: &str) -> String {
+        let found: String = self.rest().chars().take(20).collect();
+        let found = if found.is_empty() { "the end".to_owned() } else { format!("`{found}`") };
+        format!("filter `{}`: expected {what} at {found}", self.text)
+    }
+
+    /// Takes a symbol.
+    fn symbol(&mut self, symbol: &str) -> bool {
+        let there = self.rest().starts_with(symbol);
+        self.at += if there { symbol.len() } else { 0 };
+        there
+    }
+
+    /// Takes a word that is not the beginning of a longer one.
+    fn word(&mut self, word: &str) -> bool {
+        let there = self.peek_name() == Some(word);
+        self.at += if there { word.len() } else { 0 };
+        there
+    }
+
+    fn peek_name(&mut self) -> Option<&'a str> {
+        let rest = self.rest();
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+        let name = rest.get(..end)?;
+        name.starts_with(|c: char| c.is_ascii_alphabetic()).then_some(name)
+    }
+
+    fn any(&mut self) -> Result<Node, String> {
+        let mut parts = vec![self.all()?];
+        while self.word("or") || self.symbol("||") {
+            parts.push(self.all()?);
+        }
+        Ok(if parts.len() > 1 { Node::Any(parts) } else { parts.remove(0) })
+    }
+
+    fn all(&mut self) -> Result<Node, String> {
+        let mut parts = vec![self.one()?];
+        while self.word("and") || self.symbol("&&") {
+            parts.push(self.one()?);
+        }
+        Ok(if parts.len() > 1 { Node::All(parts) } else { parts.remove(0) })
+    }
+
+    fn one(&mut self) -> Result<Node, String> {
+        self.depth += 1;
+        if self.depth > DEEPEST {
+            return Err(self.expected("less nesting"));
+        }
+        let node = if self.word("not") || (!self.rest().starts_with("!=") && self.symbol("!")) {
+            Node::Not(Box::new(self.one()?))
+        } else if self.symbol("(") {
+            let inner = self.any()?;
+            if !self.symbol(")") {
+                return Err(self.expected("`)`"));
+            }
+            inner
+        } else {
+            self.comparison()?
+        };
+        self.depth -= 1;
+        Ok(node)
+    }
+
+    fn comparison(&mut self) -> Result<Node, String> {
+        let Some(field) = self.peek_name() else {
+            return Err(self.expected("a field, `not` or `(`"));
+        };
+        self.at += field.len();
+        let field = field.to_owned();
+        if self.word("in") {
+            return self.list(field);
+        }
+        let operators = [
+            ("==", Op::Eq),
+            ("!=", Op::Ne),
+            ("<=", Op::Le),
+            (">=", Op::Ge),
+            ("<", Op::Lt),
+            (">", Op::Gt),
+        ];
+        for (symbol, op) in operators {
+            if self.symbol(symbol) {
+                return Ok(Node::Test(field, op, self.value()?));
+            }
+        }
+        if self.word("contains") {
+            return Ok(Node::Test(field, Op::Contains, self.value()?));
+        }
+        Ok(Node::There(field))
+    }
+
+    fn list(&mut self, field: String) -> Result<Node, String> {
+        if !self.symbol("[") {
+            let rest = self.rest();
+            let end = rest.find(|c: char| c.is_whitespace() || c == ')').unwrap_or(rest.len());
+            let text = rest.get(..end).unwrap_or_default();
+            let network =
+                text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+            let Ok(network) = network else {
+                return Err(self.expected("`[` or a network like 10.0.0.0/8"));
+            };
+            self.at += end;
+            return Ok(Node::Within(field, network));
+        }
+        let mut values = Vec::new();
+        while !self.symbol("]") {
+            values.push(self.value()?);
+            if !self.symbol(",") && !self.rest().starts_with(']') {
+                return Err(self.expected("`,` or `]`"));
+            }
+        }
+        Ok(Node::OneOf(field, values))
+    }
+
+    fn value(&mut self) -> Result<Value, String> {
+        for (word, value) in [("true", true), ("false", false)] {
+            if self.word(word) {
+                return Ok(value.into());
+            }
+        }
+        let rest = self.rest();
+        let numeric = |c: char| c.is_ascii_digit() || "+-.eE".contains(c);
+        let end = match rest.starts_with('"') {
+            true => text_end(rest),
+            false => rest.find(|c| !numeric(c)).unwrap_or(rest.len()),
+        };
+        match serde_json::from_str(rest.get(..end).unwrap_or_default()) {
+            Ok(value @ (Value::String(_) | Value::Number(_))) => {
+                self.at += end;
+                Ok(value)
+            }
+            _ => Err(self.expected("a number, true, false or a \"text\"")),
+        }
+    }
+}
+
+/// Where the JSON string that begins `text` ends.
+fn text_end(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            '"' if !escaped => return at + 1,
+            _ => escaped = c == '\\' && !escaped,
+        }
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expressions_hold_as_they_read() {
+        let event = serde_json::json!({
+            "protocol": "TCP", "dst_port": 443, "bytes": 5000, "src_ip": "10.1.2.3",
+            "dst_ip": "2001:db8::7", "vlan": [3, 4], "final": true, "sni": "a.example"
+        });
+        let event = event.as_object().unwrap();
+        for (text, expected) in [
+            ("protocol == \"TCP\"", true),
+            ("protocol == \"TCP\" and dst_port == 80 or bytes>=5000", true),
+            ("protocol == \"TCP\" and (dst_port == 80 or bytes > 5000)", false),
+            ("not (dst_port in [80, 443])", false),
+            ("dst_port in [80,443] && !dns_query", true),
+            ("src_ip in 10.0.0.0/8 and dst_ip in 2001:db8::/32", true),
+            ("(src_ip in 192.168.0.0/16)", false),
+            ("src_ip in 10.1.2.3", true),
+            ("sni contains \"example\"", true),
+            ("dns_query contains \"x\"", false),
+            ("dns_query == 1 or dns_query < 1", false),
+            ("dns_query != \"x\" and protocol != \"UDP\"", true),
+            ("final == true and vlan == 4", true),
+            ("vlan != 4", false),
+            ("notafield or protocol < 3", false),
+            ("bytes < 5e3", false),
+        ] {
+            let e: Expression = text.parse().unwrap_or_else(|e| panic!("{text}: {e}"));
+            assert_eq!(e.holds(event), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_parse_says_where() {
+        for (text, needle) in [
+            ("", "a field"),
+            ("protocol ==", "a number"),
+            ("protocol == TCP", "`TCP`"),
+            ("(protocol", "`)`"),
+            ("a == 1 b", "the end at `b`"),
+            ("a in [1 2]", "`,` or `]`"),
+            ("a in 10.0.0.0/99", "a network"),
+            ("a == [1]", "a number"),
+            ("a in [", "a number"),
+        ] {
+            let error = text.parse::<Expression>().unwrap_err();
+            assert!(error.contains(needle), "{text}: {error}");
+        }
+        assert!("(".repeat(100_000).parse::<Expression>().unwrap_err().contains("nesting"));
+        assert!("not ".repeat(100_000).parse::<Expression>().is_err());
+    }
+}

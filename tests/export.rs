@@ -1,0 +1,230 @@
+//! The export of the real binary: to a strict receiver with every fault, over kills, and to a real
+//! NATS server and a Kafka cluster.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    unreachable_pub,
+    reason = "a test that cannot run fails"
+)]
+
+mod common;
+mod receiver;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Run, command, number};
+use malakocut::spool::{Limits, Spool};
+use receiver::{POISON, Receiver};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A capture of `flows` UDP packets, each a flow of its own; one of them from port [`POISON`].
+fn capture(dir: &Path, flows: u32) -> PathBuf {
+    let mut out = Vec::new();
+    out.extend(0xa1b2_c3d4_u32.to_le_bytes());
+    out.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    out.extend(65_535_u32.to_le_bytes());
+    out.extend(1_u32.to_le_bytes());
+    for n in 0..flows {
+        let source = [10, 0, (n >> 8) as u8, n as u8];
+        let port = if n == flows / 2 { POISON as u16 } else { 7000 };
+        let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4(source, [192, 0, 2, 1], 64)
+            .udp(port, 9);
+        let mut frame = Vec::new();
+        builder.write(&mut frame, b"x").unwrap();
+        out.extend((1_700_000_000 + n / 1000).to_le_bytes());
+        out.extend((n % 1000 * 1000).to_le_bytes());
+        out.extend((frame.len() as u32).to_le_bytes());
+        out.extend((frame.len() as u32).to_le_bytes());
+        out.extend(frame);
+    }
+    let path = dir.join(format!("{flows}.pcap"));
+    fs::write(&path, out).unwrap();
+    path
+}
+
+const DELIVERY: &str = "timeout = 0.6\nretry_first = 0.002\nretry_longest = 0.02\nhold = 0.02\n\
+                        linger = 0.05\n";
+
+fn secops(dir: &Path, port: u16, api: &str, in_flight: usize) -> PathBuf {
+    let path = match api {
+        "chronicle" => "v1/projects/p/locations/us/instances/c-1/logTypes/LT/logs:import",
+        "udm" => "v1/projects/p/locations/us/instances/c-1/events:import",
+        _ => "v2/unstructuredlogentries:batchCreate",
+    };
+    let file = dir.join(format!("{api}{in_flight}.toml"));
+    let toml = format!(
+        "exporter = [\"secops\"]\n[export.secops]\napi = \"{api}\"\ncustomer_id = \"c-1\"\n\
+         log_type = \"LT\"\nurl = \"http://127.0.0.1:{port}/{path}\"\n\
+         [export.secops.delivery]\nin_flight = {in_flight}\n{DELIVERY}"
+    );
+    fs::write(&file, toml).unwrap();
+    file
+}
+
+fn start(config: &Path, capture: &Path, data: &Path, key: Option<&Path>) -> Child {
+    let mut command = command();
+    for name in ["HTTPS_PROXY", "https_proxy", "CHRONICLE_INGESTION_URL"] {
+        command.env_remove(name);
+    }
+    if let Some(key) = key {
+        command.env("GOOGLE_APPLICATION_CREDENTIALS", key);
+    }
+    command
+        .args(["--config", text(config), "--read", text(capture), "--data-dir", text(data)])
+        .args(["--summary", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn finish(child: Child) -> Run {
+    Run::of(child.wait_with_output().unwrap())
+}
+
+fn spool(data: &Path) -> Spool {
+    Spool::open(&data.join("buffer"), Limits { max_bytes: 1 << 40, reserve: 0 }).unwrap().0
+}
+
+/// Fills the spool with a capture's events while nobody takes them, and ends the sensor by a signal.
+fn fill(config: &Path, capture: &Path, data: &Path, key: Option<&Path>, events: u64) {
+    let child = start(config, capture, data, key);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let status = || {
+        malakocut::export::ask(&data.join("buffer"), &malakocut::export::Request::Status)
+            .ok()
+            .and_then(|v| v["spool"]["events"].as_u64())
+    };
+    while status() != Some(events) {
+        assert!(Instant::now() < deadline, "{:?}", status());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    signal(&child, "-TERM");
+    let run = finish(child);
+    assert!(run.stderr.contains("events wait in the spool"), "{}", run.stderr);
+}
+
+fn signal(child: &Child, signal: &str) {
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+}
+
+#[test]
+fn ten_thousand_events_through_storms_and_kills() {
+    let dir = tempfile::tempdir().unwrap();
+    let receiver = Receiver::start(dir.path());
+    let data = dir.path().join("data");
+    let all = capture(dir.path(), 10_000);
+    let nothing = capture(dir.path(), 0);
+    let key = Some(receiver.key_file.as_path());
+    // Nobody listens on port 1.
+    fill(&secops(dir.path(), 1, "chronicle", 1), &all, &data, key, 10_000);
+    *receiver.storm.lock().unwrap() = true;
+    let config = secops(dir.path(), receiver.port, "chronicle", 1);
+    let mut kills = 0;
+    let begun = Instant::now();
+    let last = loop {
+        let mut child = start(&config, &nothing, &data, key);
+        let until = Instant::now() + Duration::from_millis(300 + 137 * (kills % 9));
+        let ended = loop {
+            match child.try_wait().unwrap() {
+                Some(_) => break true,
+                None if Instant::now() > until && kills < 20 => break false,
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+            if begun.elapsed() > Duration::from_secs(45) {
+                *receiver.storm.lock().unwrap() = false;
+            }
+        };
+        if ended {
+            break finish(child);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    };
+    let status = &last.summary()["export"]["exporters"][0];
+    let seen = receiver.seen.lock().unwrap();
+    println!(
+        "{kills} kills, {} repeats, faults {:?}, {:.1} s",
+        seen.repeats,
+        seen.faults,
+        begun.elapsed().as_secs_f64()
+    );
+    assert!(seen.wrong.is_empty(), "{:?}", &seen.wrong[..1]);
+    assert_eq!(seen.events.len(), 9_999);
+    let number_of = |id: &String| id.split('-').nth(1).unwrap().parse::<u64>().unwrap();
+    assert!(seen.order.iter().map(number_of).is_sorted(), "order");
+    let sources: std::collections::BTreeSet<String> =
+        seen.events.values().map(|e| e["src_ip"].to_string()).collect();
+    assert_eq!(sources.len(), 9_999);
+    assert!(seen.repeats > 0 && kills > 3);
+    assert_eq!((number(status, "waiting"), number(status, "dead")), (0, 1));
+    drop(seen);
+    let dead = spool(&data).dead("secops", 9).unwrap();
+    assert!(dead.len() == 1 && dead[0].reason.contains("invalid entry"));
+    assert!(String::from_utf8_lossy(&dead[0].entry.line).contains("\"src_port\":6666"));
+}
+
+#[test]
+fn each_of_the_interfaces_is_spoken_and_the_run_ends_when_all_is_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = capture(dir.path(), 1000);
+    for api in ["chronicle", "legacy", "udm"] {
+        let here = dir.path().join(api);
+        fs::create_dir(&here).unwrap();
+        let receiver = Receiver::start(&here);
+        let config = secops(dir.path(), receiver.port, api, 4);
+        let run = finish(start(&config, &all, &here.join("data"), Some(&receiver.key_file))).ok();
+        let status = &run.summary()["export"]["exporters"][0];
+        assert_eq!((number(status, "delivered"), number(status, "dead")), (999, 1), "{api}");
+        let seen = receiver.seen.lock().unwrap();
+        assert!(seen.wrong.is_empty(), "{api}: {:?}", &seen.wrong[..1]);
+        assert_eq!(seen.events.len(), 999, "{api}");
+        assert!(!run.stderr.contains("PRIVATE") && !run.stderr.contains("token-0"));
+    }
+}
+
+#[test]
+fn incomplete_settings_are_one_line_and_exit_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let empty = capture(dir.path(), 0);
+    let file = |name: &str, content: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    };
+    let account = file("account.json", "{\"private_key\": \"s3cret\"}");
+    for (toml, key, needle) in [
+        ("exporter = ['secops']", None, "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("exporter = ['secops']", Some(Path::new("/nonexistent")), "/nonexistent"),
+        ("exporter = ['secops']", Some(account.as_path()), "not a key file"),
+        ("exporter = ['nats']", None, "servers"),
+        ("exporter = ['kafka']", None, "brokers"),
+        ("exporter = ['secops']\n[export.secops]\nregoin = 'eu'", None, "regoin"),
+        ("[export.secops.fields]\nfilter = 'bytes >'", None, "expected a number"),
+        ("[export.nats.delivery]\nevents = 0", None, "delivery.events"),
+        (
+            "exporter = ['nats']\n[export.nats]\nservers = ['nats://127.0.0.1:1']\n\
+          [export.nats.fields]\nhash = ['src_ip']",
+            None,
+            "MALAKOCUT_HASH_KEY",
+        ),
+    ] {
+        let config = file("c.toml", toml);
+        let run = finish(start(&config, &empty, &dir.path().join("data"), key));
+        assert_eq!(run.code, Some(2), "{toml}: {}", run.stderr);
+        let lines: Vec<&str> =
+            run.stderr.lines().filter(|l| l.starts_with("malakocut: ")).collect();
+        assert!(lines.len() == 1 && lines[0].contains(needle), "{toml}: {}", run.stderr);
+        assert!(!run.stderr.contains("s3cret"));
+    }
+}
