@@ -49,7 +49,8 @@ fn numbers_go_on_after_a_drain_and_a_restart() {
 fn the_slowest_exporter_decides_what_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let spool = open(dir.path());
-    (spool.cursor("fast").unwrap(), spool.cursor("slow").unwrap());
+    spool.cursor("fast").unwrap();
+    spool.cursor("slow").unwrap();
     push(&spool, 0..2000);
     drain(&spool, "fast");
     assert_eq!(spool.held().head, 1);
@@ -85,7 +86,7 @@ fn dead_letters_stay_until_they_are_revived() {
     spool.keep("a", &cursor, std::slice::from_ref(&died), &[]).unwrap();
     drop(spool);
     let spool = open(dir.path());
-    assert_eq!(spool.dead("a", 10).unwrap(), [died.clone()]);
+    assert_eq!(spool.dead("a", 10).unwrap(), std::slice::from_ref(&died));
     assert_eq!(spool.dead_letter("a", 2).unwrap(), Some(died));
     assert!(spool.dead_letter("a", 1).unwrap().is_none() && spool.dead("b", 1).unwrap().is_empty());
     assert!(spool.held().bytes > 0);
