@@ -30,6 +30,7 @@ bench: build
 	@scripts/install-packages.sh bench
 	python3 benches/bench.py $(BENCH_ARGS)
 	$(CARGO) bench --locked --bench packet_path -- $(CAPTURE)
+	$(CARGO) bench --locked --bench spool
 	$(CARGO) bench --locked --bench hand_over
 	$(CARGO) bench --locked --bench journal
 	$(CARGO) bench --locked --bench journal_query

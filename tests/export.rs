@@ -228,3 +228,189 @@ fn incomplete_settings_are_one_line_and_exit_2() {
         assert!(!run.stderr.contains("s3cret"));
     }
 }
+
+/// A NATS server of our own, with JetStream.
+struct NatsServer {
+    child: Option<Child>,
+    port: u16,
+    store: PathBuf,
+}
+
+impl NatsServer {
+    fn start(dir: &Path) -> Option<Self> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut this = Self { child: None, port, store: dir.join("nats") };
+        this.run().then_some(this)
+    }
+
+    fn run(&mut self) -> bool {
+        let port = self.port.to_string();
+        let args = ["-a", "127.0.0.1", "-p", &port, "-js", "-sd", text(&self.store)];
+        let quiet = || Stdio::null();
+        let started = std::process::Command::new("nats-server")
+            .args(args)
+            .stdout(quiet())
+            .stderr(quiet())
+            .spawn();
+        self.child = started.ok();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.child.is_some()
+            && std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err()
+        {
+            assert!(Instant::now() < deadline, "nats-server does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.child.is_some()
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[test]
+fn nats_killed_and_restarted_midway_has_each_event_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut server) = NatsServer::start(dir.path()) else {
+        println!("skipped: nats-server is not installed");
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let url = format!("nats://127.0.0.1:{}", server.port);
+    let context = || async {
+        let client = async_nats::connect(&url).await.unwrap();
+        async_nats::jetstream::new(client)
+    };
+    runtime.block_on(async {
+        let stream = async_nats::jetstream::stream::Config {
+            name: "FLOWS".into(),
+            subjects: vec!["ndr.flow.*".into()],
+            duplicate_window: Duration::from_secs(3600),
+            ..Default::default()
+        };
+        context().await.create_stream(stream).await.unwrap();
+    });
+    let config = dir.path().join("nats.toml");
+    let toml = format!(
+        "exporter = ['nats']\n[export.nats]\nservers = ['{url}']\n[export.nats.delivery]\n\
+         {DELIVERY}events = 20\n"
+    );
+    fs::write(&config, toml).unwrap();
+    let data = dir.path().join("data");
+    let all = capture(dir.path(), 5000);
+    let nothing = capture(dir.path(), 0);
+    // Kills of the sensor and of the server, in turn, while events are under way.
+    let mut child = start(&config, &all, &data, None);
+    let in_spool = |events: u64| {
+        malakocut::export::ask(&data.join("buffer"), &malakocut::export::Request::Status)
+            .is_ok_and(|v| v["exporters"][0]["delivered"].as_u64() > Some(events))
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !in_spool(500) && child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    server.kill();
+    std::thread::sleep(Duration::from_millis(300));
+    server.run();
+    std::thread::sleep(Duration::from_millis(100));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let run = finish(start(&config, &nothing, &data, None)).ok();
+    assert_eq!(number(&run.summary()["export"]["exporters"][0], "waiting"), 0);
+    let (messages, ids) = runtime.block_on(async {
+        let context = context().await;
+        let mut stream = context.get_stream("FLOWS").await.unwrap();
+        let count = stream.info().await.unwrap().state.messages;
+        let mut ids = Vec::new();
+        for n in 1..=count {
+            let message = stream.get_raw_message(n).await.unwrap();
+            for line in message.payload.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+                let event: serde_json::Value = serde_json::from_slice(line).unwrap();
+                ids.push(event["src_ip"].to_string());
+            }
+        }
+        (count, ids)
+    });
+    let distinct: std::collections::BTreeSet<&String> = ids.iter().collect();
+    println!("{messages} messages, {} events, {} distinct", ids.len(), distinct.len());
+    assert_eq!((ids.len(), distinct.len()), (5000, 5000));
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn kafka_brokers_going_down_and_a_killed_sensor_lose_nothing() {
+    use rdkafka::consumer::{BaseConsumer, Consumer};
+    use rdkafka::message::{Headers, Message};
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = rdkafka::mocking::MockCluster::new(3).unwrap();
+    cluster.create_topic("malakocut-flows", 3, 3).unwrap();
+    let config = dir.path().join("kafka.toml");
+    let brokers = cluster.bootstrap_servers();
+    let toml = format!(
+        "exporter = ['kafka']\n[export.kafka]\nbrokers = ['{brokers}']\n\
+         properties = {{ 'reconnect.backoff.max.ms' = '200' }}\n[export.kafka.delivery]\n\
+         timeout = 5\nretry_first = 0.01\nretry_longest = 0.1\nlinger = 0.05\nevents = 20\n"
+    );
+    fs::write(&config, toml).unwrap();
+    let data = dir.path().join("data");
+    let all = capture(dir.path(), 5000);
+    let nothing = capture(dir.path(), 0);
+    let mut child = start(&config, &all, &data, None);
+    let delivered = |events: u64| {
+        malakocut::export::ask(&data.join("buffer"), &malakocut::export::Request::Status)
+            .is_ok_and(|v| v["exporters"][0]["delivered"].as_u64() > Some(events))
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !delivered(200) && child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    for broker in 1..=3 {
+        cluster.broker_down(broker).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    for broker in 1..=3 {
+        cluster.broker_up(broker).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let run = finish(start(&config, &nothing, &data, None)).ok();
+    assert_eq!(number(&run.summary()["export"]["exporters"][0], "waiting"), 0);
+
+    let consumer: BaseConsumer = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", &brokers)
+        .set("group.id", "test")
+        .set("auto.offset.reset", "earliest")
+        .create()
+        .unwrap();
+    let mut partitions = rdkafka::TopicPartitionList::new();
+    for n in 0..3 {
+        partitions.add_partition_offset("malakocut-flows", n, rdkafka::Offset::Beginning).unwrap();
+    }
+    consumer.assign(&partitions).unwrap();
+    let (mut got, mut ids) = (0, std::collections::BTreeMap::new());
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_secs(3) && (ids.len() < 5000 || got < 5000) {
+        let Some(Ok(message)) = consumer.poll(Duration::from_millis(200)) else { continue };
+        last = Instant::now();
+        got += 1;
+        let id = message.headers().unwrap().iter().find(|h| h.key == "event_id").unwrap();
+        let id = String::from_utf8(id.value.unwrap().to_vec()).unwrap();
+        let line = message.payload().unwrap().to_vec();
+        // A repeat is the same event under the same id.
+        assert_eq!(*ids.entry(id).or_insert_with(|| line.clone()), line);
+    }
+    println!("{got} messages, {} distinct events", ids.len());
+    assert_eq!(ids.len(), 5000);
+}

@@ -171,3 +171,53 @@ fn a_damaged_store_is_set_aside_and_salvaged() {
         open(dir.path());
     }
 }
+
+#[test]
+fn a_full_disk_refuses_and_what_was_taken_is_there_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = |args: &[&str]| {
+        std::process::Command::new("mount").args(args).output().is_ok_and(|o| o.status.success())
+    };
+    let at = dir.path().to_str().unwrap().to_owned();
+    if !mount(&["-t", "tmpfs", "-o", "size=120m", "tmpfs", &at]) {
+        println!("skipped: no tmpfs can be mounted, so no disk is full");
+        return;
+    }
+    struct Unmount(String);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount").arg(&self.0).status();
+        }
+    }
+    let _unmount = Unmount(at);
+    let line = vec![b'x'; 1000];
+    let fill = |spool: &Spool| {
+        let mut taken = 0;
+        loop {
+            match spool.push((0..100).map(|_| (0, &line[..]))) {
+                Ok(_) => taken += 100,
+                Err(SpoolError::DiskFull { .. }) => return taken,
+                Err(e) => panic!("{e}"),
+            }
+        }
+    };
+    let spool = open(dir.path());
+    spool.cursor("a").unwrap();
+    // Another program takes the room that the spool would leave.
+    let taken = fill(&spool);
+    let other = dir.path().join("other");
+    let mut file = File::create(&other).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
+    let more = fill(&spool);
+    println!("{taken} events, then {more} when another program filled the disk");
+    assert!(taken > 5_000);
+    drop(spool);
+    // It opens on the full disk, with all that it took.
+    let spool = open(dir.path());
+    let found = spool.peek(1, u64::MAX - 1, usize::MAX).unwrap();
+    assert!(found.len() as u64 >= taken + more, "{} of {}", found.len(), taken + more);
+    fs::remove_file(other).unwrap();
+    assert!(spool.push([(0, &line[..])].into_iter()).is_ok());
+    spool.keep("a", &Cursor { next: spool.end(), parts: VecDeque::new() }, &[], &[]).unwrap();
+    assert_eq!(spool.held().events, 0);
+}

@@ -123,7 +123,7 @@ fn udm(event: &Outgoing, line: &Map<String, Value>) -> Value {
     // Everything, by its own name, so that nothing is lost that UDM has no field for.
     for (field, value) in line {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        out.put(&format!("additional.fields.{field}"), value);
+        out.put(&format!("additional.{field}"), value);
     }
     Value::Object(out.0)
 }
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(udm["metadata"]["event_timestamp"], "2023-11-14T22:13:20Z");
         assert_eq!(udm["network"]["dns"]["answers"][0]["data"], "192.0.2.9");
         assert_eq!(udm["principal"]["ip"], json!(["10.0.0.1"]));
-        assert_eq!(udm["additional"]["fields"]["vlan"], "[3]");
+        assert_eq!(udm["additional"]["vlan"], "[3]");
         out.line = br#"{"protocol":"IP-254","src_ip":"10.0.0.1"}"#.to_vec();
         let v: Value = serde_json::from_str(&event(&out)).unwrap();
         assert!(v["udm"]["network"].get("ip_protocol").is_none());
