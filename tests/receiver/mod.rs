@@ -281,7 +281,8 @@ fn entries(
         return Err("content type".into());
     }
     let body: Value = serde_json::from_slice(body).map_err(|e| e.to_string())?;
-    let text = |v: &Value, k: &str| v[k].as_str().map(str::to_owned).ok_or(format!("no {k}"));
+    let text =
+        |v: &Value, k: &str| v[k].as_str().map(str::to_owned).ok_or_else(|| format!("no {k}"));
     let time = |v: &Value, k: &str| {
         text(v, k)?.parse::<jiff::Timestamp>().map_err(|e| format!("{k}: {e}"))
     };
