@@ -2,10 +2,11 @@
 //!
 //! The modules follow the packet: `capture` takes it in, `packet` reads it, `flow` accounts for it,
 //! `event` says what a flow was, `inspect` what it was about, `journal` keeps the bytes, `spool`
-//! events until they are delivered, `eve` writes
-//! Suricata's lines, `export` hands the events on, `worker` is the loop that ties them together,
-//! `sensor` starts and stops it all. Imports run one way, from the last to the first. `detect` judges what hosts do in windows of time; `gomon` is a program of
-//! its own around it, which takes interfaces over as the sensor does.
+//! keeps events until they are delivered, `eve` writes Suricata's lines, `export` hands the events on,
+//! `worker` is the loop that ties them together, `sensor` starts and stops it all. Imports run one
+//! way, from the last to the first. `filter` is pcap-filter's language, `detect` judges what hosts do
+//! in windows of time, `cli` is malakocut-cli; `gomon` is a program of its own, which takes
+//! interfaces over as the sensor does.
 
 #![forbid(unsafe_code)]
 

@@ -112,7 +112,8 @@ pub struct Config {
     version,
     about = "A network detection and response sensor for a mirror port",
     long_about = "Takes packets from a mirror port (or capture files) through DPDK, keeps bidirectional \
-                  flows, writes them as JSON lines, and journals every packet as plain pcap.",
+                  flows, says what they were about, writes them as JSON lines or sends them on, and \
+                  keeps the packets as plain pcap.",
     after_help = "Examples:\n  \
         malakocut --read capture.pcap                       what is in a capture, as a table\n  \
         malakocut --read capture.pcap --flow-log -          its flows as JSON lines\n  \
