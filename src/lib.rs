@@ -22,6 +22,7 @@ pub mod flow;
 pub mod gomon;
 pub mod inspect;
 pub mod journal;
+pub mod nic;
 pub mod packet;
 pub mod sensor;
 pub mod spool;

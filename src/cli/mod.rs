@@ -7,6 +7,7 @@
 mod export;
 mod extract;
 mod journal;
+mod nic;
 mod text;
 mod time;
 
@@ -57,6 +58,9 @@ enum Command {
     /// Ask how the export is doing, try it, and look after dead letters
     #[command(subcommand)]
     Export(export::Export),
+    /// List network cards, and hand them to DPDK or back
+    #[command(subcommand)]
+    Nic(nic::Nic),
     /// List, check and repair the journal's files
     #[command(subcommand)]
     Journal(journal::Journal),
@@ -105,6 +109,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Extract(extract) => extract.run(),
         Command::Export(export) => export.run(),
         Command::Journal(journal) => journal.run(),
+        Command::Nic(nic) => nic.run(),
     };
     match done {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
