@@ -198,6 +198,6 @@ fn an_idle_sensor_leaves_the_cpu_alone_unless_it_is_to_poll_on() {
     let Some(pair) = Pair::new() else { return };
     // Spinning is 100 where nothing else runs; the figures themselves are a benchmark's.
     let adaptive = idle_percent(&pair, &[]);
-    let busy = idle_percent(&pair, &["--poll", "busy"]);
+    let busy = idle_percent(&pair, &["--idle", "busy"]);
     assert!(adaptive < 25.0 && busy > 2.0 * adaptive, "{adaptive} {busy}");
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
-use dpdk::{BURST, Mbuf};
+use dpdk::{BURST, Bell, Mbuf};
 use rtrb::Producer;
 
 use super::{Batch, Complaint, Poll, Source, frame};
@@ -115,6 +115,12 @@ impl Steer {
     /// Takes nothing new from the sources.
     pub fn stop(&mut self) {
         self.sources.iter_mut().for_each(Source::stop);
+    }
+
+    /// What rings when there is something to deal.
+    pub fn bells(&self) -> Option<Vec<Bell>> {
+        let each: Option<Vec<_>> = self.sources.iter().map(Source::bells).collect();
+        each.map(|e| e.concat())
     }
 
     pub fn complaints(&self) -> Vec<Complaint> {

@@ -19,7 +19,7 @@ use clap::Parser;
 use crate::filter;
 use crate::journal::admit::Rules;
 
-pub use layer::{Layer, PollMode, SummaryFormat, Switch};
+pub use layer::{Idle, Layer, SummaryFormat, Switch};
 
 use crate::detect::watch::Watched;
 
@@ -44,7 +44,7 @@ pub enum ConfigError {
 /// Where packets come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceConfig {
-    /// A kernel interface by the AF_PACKET driver.
+    /// An interface, by its DPDK driver or the AF_PACKET driver.
     Interface(String),
     /// DPDK virtual devices, each as `name,key=value,...`.
     Vdevs(Vec<String>),
@@ -74,7 +74,7 @@ pub struct Config {
     pub source: SourceConfig,
     /// `None`: one lcore on any CPU.
     pub lcores: Option<String>,
-    pub poll: PollMode,
+    pub idle: Idle,
     pub data_dir: PathBuf,
     pub flow_log: Option<PathBuf>,
     pub eve_log: Option<PathBuf>,
@@ -198,7 +198,7 @@ impl Config {
         Ok(Self {
             source,
             lcores: l.lcores,
-            poll: l.poll.unwrap_or_default(),
+            idle: l.idle.unwrap_or_default(),
             data_dir: l.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
             flow_log,
             eve_log: l.eve_log,
@@ -332,7 +332,7 @@ mod tests {
             (&["--pcap-filter", "tcp prot 80"], "--pcap-filter: syntax error at \"prot\""),
             (&["--pcap-filter", "@/no/such/file"], "/no/such/file"),
             (&["--journal-cutoff", "some"], "--journal-cutoff"),
-            (&["--poll", "sometimes"], "--poll"),
+            (&["--idle", "sometimes"], "--idle"),
             (&["--frobnicate"], "--frobnicate"),
             (&["stray"], "stray"),
         ] {

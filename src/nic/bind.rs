@@ -29,6 +29,15 @@ pub enum Kernel {
     No(String),
 }
 
+/// How the sensor reads an interface, and why so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// By DPDK, as the card of this address.
+    Pmd { address: String, why: String },
+    /// By the AF_PACKET driver.
+    Kernel(String),
+}
+
 impl Card {
     /// Whether a stub has it.
     pub fn is_bound(&self) -> bool {
@@ -80,6 +89,45 @@ impl Machine {
         let why = "there is no IOMMU: switch VT-d or AMD-Vi on in the firmware, and boot the kernel \
                    with intel_iommu=on iommu=pt (amd_iommu=on)";
         (name, Kernel::No(why.into()))
+    }
+
+    /// How the sensor reads this interface: by its card's DPDK driver where the card is bound, or is
+    /// to be bound ([`conf`]) and goes along, else by the kernel.
+    pub fn choose(&self, interface: &str) -> Result<Choice, NicError> {
+        let entries = conf::read(self)?;
+        let entry =
+            entries.into_iter().find(|e| e.interface == interface || e.address == interface);
+        let card = match self.find(interface) {
+            Ok(card) => card,
+            Err(NicError::Virtual(_)) => {
+                return Ok(Choice::Kernel("it is no PCI card".into()));
+            }
+            Err(e) => return Err(e),
+        };
+        let (pmd, way) = self.way(&card, &Drivers::installed(self));
+        let pmd = pmd.unwrap_or_else(|| "a DPDK driver".into());
+        let address = card.address.clone();
+        Ok(match (way, entry) {
+            (Kernel::Bound(module), _) => {
+                Choice::Pmd { address, why: format!("{pmd} reads it, since {module} holds it") }
+            }
+            (Kernel::Beside, Some(_)) => {
+                Choice::Pmd { address, why: format!("{pmd} reads it, beside the kernel's driver") }
+            }
+            (_, Some(entry)) => match self.take(&card, &entry.module) {
+                Ok(()) => {
+                    let why =
+                        format!("{pmd} reads it, now bound to {} by {}", entry.module, conf::FILE);
+                    Choice::Pmd { address, why }
+                }
+                Err(e) => Choice::Kernel(format!("{} is to have it, but: {e}", entry.module)),
+            },
+            (Kernel::Movable { .. } | Kernel::Beside, None) => Choice::Kernel(format!(
+                "{} has the card; malakocut-cli nic bind {interface} hands it to {pmd}",
+                card.driver.as_deref().unwrap_or("no driver")
+            )),
+            (Kernel::No(why), None) => Choice::Kernel(why),
+        })
     }
 
     /// Whether the kernel has a module, loaded or not.

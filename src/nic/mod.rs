@@ -15,7 +15,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use bind::Kernel;
+pub use bind::{Choice, Kernel};
 pub use drivers::{Drivers, Pmd};
 
 /// Something about a card failed.

@@ -21,7 +21,7 @@ use dpdk::lcore::{self, Lcore, Thread};
 use rtrb::RingBuffer;
 
 use crate::capture::{Complaint, OpenError, Source, Steer};
-use crate::config::{Config, PollMode, SourceConfig, SummaryFormat};
+use crate::config::{Config, Idle, SourceConfig, SummaryFormat};
 use crate::detect::watch::{self, Watched, Watches};
 use crate::detect::{Class, Verdict};
 use crate::eve::EveWriter;
@@ -33,7 +33,7 @@ use crate::flow::{FlowTable, Timeouts};
 use crate::inspect::collect::Heard;
 use crate::journal::{self, JournalConfig, JournalError, Scribe, retention};
 use crate::status::{Counter, Counters, Group, Published};
-use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
+use crate::worker::{Input, LcoreReport, Machine, Rest, Shared, Task, Worker};
 use desk::Desk;
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
@@ -279,8 +279,12 @@ impl Running {
                 tasks.push(Task::Scribe(Box::new(scribe)));
             }
         }
-        let busy = config.poll == PollMode::Busy;
-        let shared = Arc::new(Shared { busy, ..Shared::default() });
+        let rest = match config.idle {
+            Idle::Interrupt => Rest::Bell,
+            Idle::Sleep => Rest::Sleep,
+            Idle::Busy => Rest::Busy,
+        };
+        let shared = Arc::new(Shared { rest, ..Shared::default() });
         let mut threads = Vec::new();
         for (lcore, tasks) in lcores.iter().zip(tasks) {
             let board = Arc::new(Published::default());

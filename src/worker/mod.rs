@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dpdk::mbuf::free_burst;
-use dpdk::{BURST, Mbuf};
+use dpdk::{BURST, Bell, Mbuf};
 use rtrb::{Consumer, Producer};
 
 use crate::capture::{Batch, Complaint, Poll, Source, Stamp, frame};
@@ -25,7 +25,7 @@ use crate::journal::Giver;
 use crate::packet::{self, Decoded, Reject};
 use crate::status::{Counter, Counters, Turn};
 
-pub use lcore::{LcoreReport, Shared, Task, back_off, run};
+pub use lcore::{LcoreReport, Rest, Shared, Task, back_off, run};
 
 /// Where a worker's packets come from.
 pub enum Input {
@@ -259,6 +259,14 @@ impl Worker {
     pub fn stop(&mut self) {
         if let Input::Source(source) = &mut self.input {
             source.stop();
+        }
+    }
+
+    /// What rings when it has something to do.
+    pub fn bells(&self) -> Option<Vec<Bell>> {
+        match &self.input {
+            Input::Source(source) => source.bells(),
+            Input::Ring { .. } => None,
         }
     }
 
