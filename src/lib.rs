@@ -14,6 +14,7 @@ pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod detect;
+pub mod doctor;
 pub mod eve;
 pub mod event;
 pub mod export;

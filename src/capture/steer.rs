@@ -105,6 +105,12 @@ impl Steer {
         while let Some((worker, packet)) = self.held.pop_front() {
             let Some(ring) = self.rings.get_mut(worker) else { continue };
             if let Err(rtrb::PushError::Full(packet)) = ring.push(packet) {
+                if ring.is_abandoned() {
+                    // Its worker is dead: nobody will ever make room.
+                    self.counters.add(Counter::Bytes, u64::from(packet.meta().wire_len));
+                    self.counters.add(Counter::SteerFull, 1);
+                    continue;
+                }
                 self.held.push_front((worker, packet));
                 return false;
             }

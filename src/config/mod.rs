@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::filter;
 use crate::journal::admit::Rules;
@@ -29,7 +29,8 @@ use crate::export;
 pub const DEFAULT_FILE: &str = "/etc/malakocut/malakocut.toml";
 /// Where the sensor keeps its data when nobody says.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/malakocut";
-const DEFAULT_INTERFACE: &str = "enp3s0";
+/// What is listened on when nobody says.
+pub const DEFAULT_INTERFACE: &str = "enp3s0";
 
 /// Bad usage; the message names the option or key and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +104,8 @@ pub struct Config {
     /// Exporters by name, `none` and `file` left out.
     pub exporters: Vec<String>,
     pub export: export::Settings,
+    /// Nothing is to run.
+    pub check_only: bool,
 }
 
 /// malakocut, a network detection and response sensor for a mirror port.
@@ -126,6 +129,9 @@ struct Args {
     /// Configuration file
     #[arg(long, value_name = "FILE", env = "MALAKOCUT_CONFIG")]
     config: Option<PathBuf>,
+    /// Check the configuration, say what is wrong with it, and end
+    #[arg(long)]
+    check_config: bool,
     #[command(flatten)]
     layer: Layer,
 }
@@ -136,7 +142,54 @@ impl Config {
         let args = Args::try_parse_from(original_spellings(env::args_os()))?;
         let environment = Layer::from_environment(|name| env::var_os(name))?;
         let file = file_layer(args.config.as_deref())?;
-        Self::of(args.layer.over(environment).over(file))
+        let this = Self::of(args.layer.over(environment).over(file))?;
+        Ok(Self { check_only: args.check_config, ..this })
+    }
+
+    /// From a configuration file alone, the usual one if none is given.
+    pub fn of_file(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::of(file_layer(path)?)
+    }
+
+    /// The keys in which another configuration says something else.
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let mut out = Vec::new();
+        macro_rules! compare {
+            ($($key:ident),*) => {
+                // Every key must stand here.
+                let Self { $($key: _),* } = self;
+                $(if format!("{:?}", self.$key) != format!("{:?}", other.$key) {
+                    out.push(stringify!($key));
+                })*
+            };
+        }
+        compare!(
+            source,
+            lcores,
+            idle,
+            data_dir,
+            flow_log,
+            eve_log,
+            inspect_packets,
+            watch,
+            max_flows,
+            idle_timeout,
+            active_timeout,
+            journal,
+            rotate_size,
+            retention,
+            journal_quota,
+            min_free,
+            journal_rules,
+            journal_filter_is_default,
+            summary,
+            sensor,
+            debug,
+            exporters,
+            export,
+            check_only
+        );
+        out
     }
 
     fn of(l: Layer) -> Result<Self, ConfigError> {
@@ -220,8 +273,14 @@ impl Config {
             debug: l.debug,
             exporters,
             export,
+            check_only: false,
         })
     }
+}
+
+/// The command line, for completions and the manual.
+pub fn command() -> clap::Command {
+    Args::command()
 }
 
 /// What the journal keeps of live sources unless somebody says otherwise.

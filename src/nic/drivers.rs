@@ -66,6 +66,11 @@ impl Drivers {
         Self(pmds)
     }
 
+    /// Whether there is none at all.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The driver that takes a card of this id.
     pub fn of(&self, id: PciId) -> Option<&Pmd> {
         self.0.iter().find(|pmd| pmd.takes(id))

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use dpdk::netif::{self, KernelCounters, Takeover};
 use dpdk::port::PortInfo;
@@ -47,7 +48,7 @@ pub(crate) struct Prepared {
 pub(crate) struct Inputs {
     ports: Vec<Port>,
     kernel: Vec<KernelCounters>,
-    takeovers: Vec<Takeover>,
+    takeovers: Arc<Vec<Takeover>>,
     /// The link of each port or interface, by name, as last seen.
     links: Vec<(String, Option<bool>)>,
 }
@@ -225,7 +226,12 @@ impl Prepared {
         }
         Ok(Started {
             eal,
-            inputs: Inputs { ports, kernel, takeovers: self.takeovers, links: Vec::new() },
+            inputs: Inputs {
+                ports,
+                kernel,
+                takeovers: Arc::new(self.takeovers),
+                links: Vec::new(),
+            },
             queues: Queues::Ports { queues, spread },
         })
     }
@@ -436,6 +442,12 @@ impl Inputs {
         }
         self.links = now;
         Ok(self.links.iter().filter_map(|(_, up)| *up).reduce(|a, b| a && b))
+    }
+
+    /// What puts the interfaces back once nobody has it any more; that takes the capabilities of the
+    /// thread in which it happens.
+    pub(crate) fn custody(&self) -> Arc<Vec<Takeover>> {
+        Arc::clone(&self.takeovers)
     }
 
     /// The addresses of the machine's own on these ports.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::doctor::Finding;
 use crate::event::{
     ConnState, Content, Counts, EndReason, FlowEvent, Note, NoteKind, Tag, fields, mac,
     protocol_name,
@@ -137,6 +138,7 @@ pub(super) struct Summary<'a> {
     pub(super) journal: Option<JournalStatus>,
     pub(super) export: Option<ExportStatus>,
     pub(super) workers: usize,
+    pub(super) findings: &'a [Finding],
     pub(super) incomplete: &'a [String],
 }
 
@@ -155,6 +157,8 @@ struct Json<'a> {
     drops: BTreeMap<&'static str, u64>,
     journal: Journal<'a>,
     inspect: BTreeMap<&'static str, u64>,
+    look: BTreeMap<&'static str, u64>,
+    findings: &'a [Finding],
     incomplete_inputs: &'a [String],
     workers: usize,
     seconds: f64,
@@ -196,6 +200,8 @@ impl Summary<'_> {
                 status: self.journal.as_ref(),
             },
             inspect: c.group(Group::Inspect).collect(),
+            look: c.group(Group::Look).collect(),
+            findings: self.findings,
             incomplete_inputs: self.incomplete,
             workers: self.workers,
             seconds: self.elapsed.as_secs_f64(),

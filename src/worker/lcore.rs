@@ -23,6 +23,8 @@ pub enum Task {
 pub struct Shared {
     /// Set once: take nothing new in, report everything, end.
     pub stop: AtomicBool,
+    /// An lcore panicked.
+    pub has_died: AtomicBool,
     /// What to do when nothing arrives.
     pub rest: Rest,
 }
@@ -64,6 +66,7 @@ const SLEEP_BELL: Duration = Duration::from_millis(20);
 
 /// Runs the tasks until all have ended.
 pub fn run(mut tasks: Vec<Task>, shared: &Arc<Shared>, board: &Published) -> LcoreReport {
+    let _tells = TellsOfItsDeath(shared);
     let mut report = LcoreReport::default();
     let (mut turns, mut idle, mut stopping) = (0u32, 0u32, false);
     let mut sleeper = Sleeper::new(shared.rest, &tasks);
@@ -98,6 +101,17 @@ pub fn run(mut tasks: Vec<Task>, shared: &Arc<Shared>, board: &Published) -> Lco
     }
     board.store(&report.counters);
     report
+}
+
+/// Whoever looks at [`Shared`] learns of a panic, though others go on.
+struct TellsOfItsDeath<'a>(&'a Shared);
+
+impl Drop for TellsOfItsDeath<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.has_died.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// How an lcore rests.
@@ -212,5 +226,21 @@ impl LcoreReport {
             Task::Steer(steer) => self.complaints.extend(steer.complaints()),
             Task::Scribe(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_lcore_that_panics_tells_of_it() {
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::spawn(move || {
+            let _tells = TellsOfItsDeath(&theirs);
+            panic!("on purpose, in a test");
+        });
+        assert!(thread.join().is_err() && shared.has_died.load(Ordering::Relaxed));
     }
 }

@@ -18,6 +18,7 @@ use rtrb::{Consumer, Producer};
 use crate::capture::{Batch, Complaint, Poll, Source, Stamp, frame};
 use crate::detect::watch::Watcher;
 use crate::detect::{Sighting, sight};
+use crate::doctor::{Look, Sample};
 use crate::event::{EndReason, EventSink, FlowEvent, Note, NoteSink, Seen, Wants};
 use crate::flow::{Arrival, FlowTable, Hint};
 use crate::inspect::{Inspector, Lone};
@@ -191,6 +192,7 @@ pub struct Worker {
     table: FlowTable<Machine>,
     journal: Option<Giver>,
     watcher: Option<Box<Watcher>>,
+    look: Option<Box<Look>>,
     events: EventRing,
     reader: Option<Box<Reader>>,
     batch: Batch,
@@ -215,6 +217,7 @@ impl Worker {
             table,
             journal,
             watcher: None,
+            look: None,
             events: EventRing { ring: events, waits, sent: 0 },
             reader: None,
             batch: Batch::default(),
@@ -236,6 +239,11 @@ impl Worker {
     /// Also counts what single hosts do.
     pub fn watch(&mut self, watcher: Watcher) {
         self.watcher = Some(Box::new(watcher));
+    }
+
+    /// Also looks at a sample of the packets, for the doctor.
+    pub fn look(&mut self, look: Look) {
+        self.look = Some(Box::new(look));
     }
 
     /// One burst, or one step of the end.
@@ -352,6 +360,11 @@ impl Worker {
         if self.watcher.is_some() {
             self.watch_burst(readable);
         }
+        if let Some(look) = &mut self.look
+            && let wanted @ 1.. = look.wants(clock)
+        {
+            look_at(look, &self.batch, wanted, &mut self.counters);
+        }
         if let Some(arrivals) = self.arrivals.get_mut(..readable) {
             let packets = &self.batch.packets;
             let reader = self.reader.as_deref_mut();
@@ -422,7 +435,7 @@ impl Worker {
         if self.batch.packets.is_empty() {
             return true;
         }
-        if self.waits {
+        if self.waits && !journal.is_abandoned() {
             return false;
         }
         self.counters.add(Counter::JournalOverload, self.batch.packets.len() as u64);
@@ -455,6 +468,18 @@ impl Worker {
         self.table.advance(now, BURST, &mut hooks);
         self.has_read_until(now);
         self.count_table();
+    }
+}
+
+/// Shows so many packets of a burst to the doctor.
+#[cold]
+fn look_at(look: &mut Look, batch: &Batch, wanted: usize, counters: &mut Counters) {
+    for (packet, stamp) in batch.iter().take(wanted) {
+        let frame = frame(packet, stamp);
+        if frame.link == packet::Link::Ethernet {
+            let clock_ns = stamp.meta.clock_ns;
+            look.at(&Sample { data: frame.data, wire_len: frame.wire_len, clock_ns }, counters);
+        }
     }
 }
 
