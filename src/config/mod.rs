@@ -361,6 +361,55 @@ mod tests {
         assert!(c.journal && c.summary.is_none());
     }
 
+    /// The keys that a table may have, as the parser itself lists them.
+    fn keys(table: &str) -> Vec<String> {
+        let text = if table.is_empty() { "zzz = 1".into() } else { format!("[{table}]\nzzz = 1") };
+        let error = toml::from_str::<Layer>(&text).unwrap_err().message().to_owned();
+        assert!(error.contains("unknown field `zzz`"), "{error}");
+        error.split('`').skip(3).step_by(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_key_stands_in_the_shipped_configuration() {
+        let shipped = include_str!("../../configs/malakocut.toml");
+        let mut table = String::new();
+        let mut found = std::collections::BTreeSet::new();
+        for line in shipped.lines() {
+            // Commented out or not.
+            let line = line.trim_start_matches(['#', ' ']);
+            if let Some(name) = line.strip_prefix('[').and_then(|l| l.split(']').next()) {
+                table = name.trim_start_matches('[').to_owned();
+            } else if let Some((key, _)) = line.split_once(" = ") {
+                found.insert(format!("{table}.{}", key.trim()));
+            }
+        }
+        let exporters = ["secops", "nats", "kafka"];
+        let mut tables: Vec<String> =
+            vec![String::new(), "export.spool".into(), "export.file".into()];
+        tables.extend(exporters.map(|e| format!("export.{e}")));
+        tables.extend(["export.secops.delivery".into(), "export.secops.fields".into()]);
+        for table in tables {
+            for key in keys(&table) {
+                // Tables of their own.
+                let nested = ["export", "detect", "delivery", "fields"].contains(&key.as_str());
+                // --read is for the command line.
+                if nested || key == "read" {
+                    continue;
+                }
+                assert!(found.contains(&format!("{table}.{key}")), "[{table}] {key}");
+            }
+        }
+        assert!(found.contains("detect.watch.address"));
+    }
+
+    #[test]
+    fn what_a_reload_finds_changed_is_named() {
+        let (a, b) = (parse(&[], &[], "").unwrap(), parse(&[], &[], "").unwrap());
+        assert_eq!(a.differences(&b), [""; 0]);
+        let c = parse(&["--max-flows", "5"], &[], "retention = \"1h\"").unwrap();
+        assert_eq!(a.differences(&c), ["max_flows", "retention"]);
+    }
+
     #[test]
     fn a_source_hides_the_sources_of_lower_layers() {
         let env = [("MALAKOCUT_INTERFACE", "eth7")];

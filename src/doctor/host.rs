@@ -311,6 +311,38 @@ mod tests {
     }
 
     #[test]
+    fn an_interface_says_what_is_missing_at_it() {
+        let root = tempfile::tempdir().unwrap();
+        let machine = Machine::at(root.path());
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let names = |name: &str| -> Vec<String> {
+            interface(&machine, name).into_iter().map(|f| f.name).collect()
+        };
+        assert_eq!(names("enp3s0"), ["no_dpdk_drivers", "no_interface"]);
+        write(
+            "usr/lib/x/dpdk/pmds-23.0/librte_net_a.so",
+            "PMD_INFO_STRING= {\"name\": \"net_igc\", \"kmod\": \"* vfio-pci\", \"pci_ids\": [[32902, 5618, 65535, 65535]]}\0",
+        );
+        let card = "sys/bus/pci/devices/0000:03:00.0";
+        write(&format!("{card}/class"), "0x020000");
+        write(&format!("{card}/vendor"), "0x8086");
+        write(&format!("{card}/device"), "0x15f2");
+        write(&format!("{card}/net/enp3s0/mtu"), "1500");
+        write("sys/class/net/enp3s0/carrier", "0");
+        assert_eq!(names("enp3s0"), ["link_down", "iommu"]);
+        write("sys/class/net/enp3s0/carrier", "1");
+        write("sys/module/vfio_pci/x", "");
+        write("sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "N");
+        assert_eq!(names("0000:03:00.0"), ["driver"]);
+        write("proc/net/route", "head\nenp3s0 00000000 0100000A 0003 0 0 0 00000000 0 0 0\n");
+        assert_eq!(names("enp3s0"), ["own_interface"]);
+    }
+
+    #[test]
     fn lcores_that_share_are_named() {
         let root = tempfile::tempdir().unwrap();
         let machine = Machine::at(root.path());

@@ -43,7 +43,10 @@ impl Pulse {
 
     /// Looks at the clocks.
     pub fn look(&mut self) {
-        let now = (Instant::now(), SystemTime::now());
+        self.look_at((Instant::now(), SystemTime::now()));
+    }
+
+    fn look_at(&mut self, now: (Instant, SystemTime)) {
         let passed = now.0 - self.clock.0;
         let expected = self.clock.1 + passed;
         let off = now.1.duration_since(expected).unwrap_or_else(|e| e.duration());
@@ -57,5 +60,26 @@ impl Pulse {
 
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_either_way_is_a_step_and_one_that_is_slewed_is_none() {
+        let mut pulse = Pulse::default();
+        let (start, wall) = pulse.clock;
+        let second = Duration::from_secs(1);
+        let steps = |pulse: &Pulse| pulse.counters().get(Counter::ClockSteps);
+        pulse.look_at((start + second, wall + second + Duration::from_millis(20)));
+        assert_eq!(steps(&pulse), 0);
+        pulse.look_at((start + 2 * second, wall + 3600 * second));
+        assert_eq!(steps(&pulse), 1);
+        pulse.look_at((start + 3 * second, wall + 3 * second));
+        assert_eq!(steps(&pulse), 2);
+        pulse.look_at((start + 4 * second, wall + 4 * second));
+        assert_eq!(steps(&pulse), 2);
     }
 }
