@@ -13,6 +13,7 @@
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod detect;
 pub mod eve;
 pub mod event;
