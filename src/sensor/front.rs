@@ -66,7 +66,7 @@ impl Front {
     pub(super) fn open(config: &Config) -> (House, Self) {
         let now_ns = wall_clock_ns();
         let fixed = Status {
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: crate::VERSION.into(),
             sensor: config.sensor.clone(),
             source: describe(&config.source),
             started_ns: now_ns,
