@@ -76,6 +76,13 @@ pub enum Class {
     Connection,
 }
 
+impl Class {
+    /// Whether somebody should look.
+    pub fn is_alarming(self) -> bool {
+        matches!(self, Self::Attack | Self::Scan | Self::PortScan)
+    }
+}
+
 /// Where it went to.
 #[derive(Clone, Copy, Debug)]
 pub struct Destination {

@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rtrb::{Consumer, RingBuffer};
+use tokio::sync::oneshot;
 
 use super::Outputs;
-use crate::event::{FlowEvent, Note};
+use crate::control::live::{FlowAnswer, FlowQuery, Live, Names, Peek};
+use crate::event::{About, FlowEvent, Note};
 use crate::inspect::collect::Collector;
 use crate::inspect::{Inspector, Limits};
 use crate::worker::Reading;
@@ -43,12 +45,35 @@ pub(super) struct Desk {
     collector: Collector,
     fields: Vec<u8>,
     live: bool,
+    flows: Live,
+}
+
+impl Names for Collector {
+    fn about(&mut self, event: &FlowEvent) -> About<'_> {
+        self.about(event)
+    }
 }
 
 impl Desk {
-    /// `live`: the source does not wait for us.
-    pub(super) fn new(live: bool) -> Self {
-        Self { workers: Vec::new(), collector: Collector::default(), fields: Vec::new(), live }
+    /// `live`: the source does not wait for us. `sensor` is its name.
+    pub(super) fn new(live: bool, sensor: &str) -> Self {
+        Self {
+            workers: Vec::new(),
+            collector: Collector::default(),
+            fields: Vec::new(),
+            live,
+            flows: Live::new(sensor),
+        }
+    }
+
+    /// A worker's way to show its flows.
+    pub(super) fn peek(&mut self) -> Peek {
+        self.flows.join()
+    }
+
+    /// Takes a question about live flows in.
+    pub(super) fn ask(&mut self, query: FlowQuery, to: oneshot::Sender<FlowAnswer>) {
+        self.flows.ask(query, to);
     }
 
     /// Joins a worker: its events, and with `packets` a way to read payloads for a table of so many
@@ -97,7 +122,7 @@ impl Desk {
                 taken += worker.take_events(n, ready, self.live, &mut self.collector, outputs);
             }
         }
-        taken
+        taken + self.flows.attend(&mut self.collector)
     }
 }
 

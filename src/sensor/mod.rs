@@ -6,6 +6,7 @@
 //! then losses are counted for the last time, ports stop, and interfaces are put back.
 
 mod desk;
+mod front;
 pub(crate) mod inputs;
 mod plan;
 mod summary;
@@ -22,6 +23,7 @@ use rtrb::RingBuffer;
 
 use crate::capture::{Complaint, OpenError, Source, Steer};
 use crate::config::{Config, PollMode, SourceConfig, SummaryFormat};
+use crate::control::{Ask, Reloaded};
 use crate::detect::watch::{self, Watched, Watches};
 use crate::detect::{Class, Verdict};
 use crate::eve::EveWriter;
@@ -35,6 +37,7 @@ use crate::journal::{self, JournalConfig, JournalError, Scribe, retention};
 use crate::status::{Counter, Counters, Group, Published};
 use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
 use desk::Desk;
+use front::Front;
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
 use summary::{Highlights, Summary};
@@ -123,12 +126,14 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         sensor: &config.sensor,
         waits: is_file(config),
     })?;
-    let started = prepared.start(buffers(lcores.len(), journal.is_some()), lcores.len() as u16)?;
-    let mut running = Running::start(config, &lcores, started, journal)?;
+    let (_house, front) = Front::open(config);
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
     let debug = config.debug;
-    let mut outputs = Outputs { log, exports, eve, highlights, debug, failed: false, latest_ns: 0 };
+    let started = prepared.start(buffers(lcores.len(), journal.is_some()), lcores.len() as u16)?;
+    let mut outputs =
+        Outputs { log, exports, eve, front, highlights, debug, failed: false, latest_ns: 0 };
+    let mut running = Running::start(config, &lcores, started, journal, &mut outputs.front)?;
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, &mut stop, begun))
@@ -233,16 +238,18 @@ impl Running {
         lcores: &[Lcore],
         started: Started,
         journal: Option<(Scribe, journal::Handle)>,
+        front: &mut Front,
     ) -> Result<Self, RunError> {
         let Started { eal, inputs, queues } = started;
         let (queue_count, spread) = queues.shape();
         let plan = Plan::new(lcores.len(), queue_count, spread, journal.is_some());
+        front.assign(&plan, lcores.len());
         let (mut scribe, journal) = journal.unzip();
         let mut tasks: Vec<Vec<Task>> = lcores.iter().map(|_| Vec::new()).collect();
         let mut links = Vec::new();
         let inputs_of_workers = deal_inputs(queues, &plan, &mut tasks);
         let waits = inputs_of_workers.iter().all(Input::waits);
-        let mut desk = Desk::new(!waits);
+        let mut desk = Desk::new(!waits, &config.sensor);
         let workers = plan.workers.len();
         let flows = config.max_flows.div_ceil(workers);
         let timeouts = Timeouts {
@@ -261,6 +268,7 @@ impl Running {
             if let Some(reading) = desk.join(event_rx, config.inspect_packets, flows) {
                 worker.read_payloads(reading);
             }
+            worker.show_flows(desk.peek());
             if !config.watch.is_empty() {
                 let (watcher, link) = watch::connect(&config.watch, waits, seed());
                 worker.watch(watcher);
@@ -306,6 +314,7 @@ impl Running {
             }
             // Asked before the rings are emptied: nothing comes after the end.
             let ended = self.lcores.iter().all(|(_, thread, _)| thread.is_finished());
+            self.hear(outputs);
             let mut taken = self.desk.take(ended, outputs);
             if stop.hang_up.swap(false, Ordering::Relaxed) {
                 outputs.reopen();
@@ -328,6 +337,7 @@ impl Running {
                 }
                 outputs.flush();
                 warn_of_losses(&counters, &mut lost);
+                self.publish(&counters, outputs);
             }
             if taken == 0 {
                 std::thread::sleep(pause);
@@ -337,6 +347,28 @@ impl Running {
             }
         }
         outputs.flush();
+    }
+
+    /// Answers what is asked, or has it answered.
+    fn hear(&mut self, outputs: &mut Outputs) {
+        while let Some(ask) = outputs.front.reception.next() {
+            match ask {
+                Ask::Flows(query, to) => self.desk.ask(query, to),
+                Ask::Reload(to) => {
+                    outputs.reopen();
+                    // Who asked may have gone.
+                    let _ = to.send(Reloaded { done: vec!["logs".into()], failed: Vec::new() });
+                }
+            }
+        }
+    }
+
+    fn publish(&self, counters: &Counters, outputs: &mut Outputs) {
+        let lcores = self.lcores.iter();
+        let lcores = lcores.map(|(id, thread, board)| (*id, !thread.is_finished(), board.load()));
+        let journal = self.journal.as_ref().map(|j| j.monitor().status());
+        let export = outputs.exports.as_ref().map(Exports::status);
+        outputs.front.publish(counters, lcores, journal, export);
     }
 
     /// The counters as they are.
@@ -462,6 +494,7 @@ struct Outputs {
     log: Option<FlowLog>,
     exports: Option<Exports>,
     eve: Option<EveLog>,
+    front: Front,
     highlights: Option<Highlights>,
     debug: bool,
     failed: bool,
@@ -472,6 +505,7 @@ struct Outputs {
 impl Outputs {
     fn take(&mut self, event: &FlowEvent, about: &About<'_>) {
         self.latest_ns = self.latest_ns.max(event.timestamp_ns);
+        self.front.take(event);
         self.with_eve(|eve, out| eve.flow(event, about, out));
         if let Some(highlights) = &mut self.highlights {
             highlights.add(event);
@@ -514,16 +548,21 @@ impl Outputs {
 
     /// What was found in one window, so that a reader sees it at once.
     fn verdict(&mut self, watched: &Watched, verdict: &Verdict) {
-        let Some(eve) = &mut self.eve else { return };
-        let shown = |class| class != Class::Idle || watched.show_idle;
-        let mut write = || -> std::io::Result<()> {
-            for finding in verdict.findings.iter().filter(|f| shown(f.class)) {
-                // Writing to memory cannot fail.
-                eve.write(|_, out| _ = watched.eve.write(verdict, finding, out))?;
+        let mut line = Vec::new();
+        for finding in &verdict.findings {
+            line.clear();
+            // Writing to memory cannot fail.
+            let _ = watched.eve.write(verdict, finding, &mut line);
+            if finding.class.is_alarming() {
+                self.front.reception.alert(verdict.start_ns, &line);
             }
-            eve.flush()
-        };
-        if let Err(e) = write() {
+            if finding.class != Class::Idle || watched.show_idle {
+                self.with_eve(|_, out| out.extend_from_slice(&line));
+            }
+        }
+        if let Some(eve) = &mut self.eve
+            && let Err(e) = eve.flush()
+        {
             self.fail("the EVE log", &e);
         }
     }

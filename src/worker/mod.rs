@@ -16,6 +16,7 @@ use dpdk::{BURST, Mbuf};
 use rtrb::{Consumer, Producer};
 
 use crate::capture::{Batch, Complaint, Poll, Source, Stamp, frame};
+use crate::control::live::Peek;
 use crate::detect::watch::Watcher;
 use crate::detect::{Sighting, sight};
 use crate::event::{EndReason, EventSink, FlowEvent, Note, NoteSink, Seen, Wants};
@@ -123,6 +124,10 @@ impl NoteSink for NoteRing {
     }
 }
 
+/// Places of the flow table that are copied out after a burst, and when there was none.
+const PEEK_BUSY: usize = 32;
+const PEEK_IDLE: usize = 256;
+
 /// Bytes of a packet in several buffers that are read: any IP packet with its link's headers.
 const CHAINED: usize = (1 << 16) + 256;
 
@@ -191,6 +196,7 @@ pub struct Worker {
     table: FlowTable<Machine>,
     journal: Option<Giver>,
     watcher: Option<Box<Watcher>>,
+    peek: Option<Box<Peek>>,
     events: EventRing,
     reader: Option<Box<Reader>>,
     batch: Batch,
@@ -215,6 +221,7 @@ impl Worker {
             table,
             journal,
             watcher: None,
+            peek: None,
             events: EventRing { ring: events, waits, sent: 0 },
             reader: None,
             batch: Batch::default(),
@@ -238,10 +245,19 @@ impl Worker {
         self.watcher = Some(Box::new(watcher));
     }
 
+    /// Lets others look at its flows.
+    pub fn show_flows(&mut self, peek: Peek) {
+        self.peek = Some(Box::new(peek));
+    }
+
     /// One burst, or one step of the end.
     pub fn turn(&mut self, stopping: bool) -> Turn {
         if self.received_until.is_none() {
-            return if self.hand_to_journal() { self.receive() } else { Turn::Idle };
+            let turn = if self.hand_to_journal() { self.receive() } else { Turn::Idle };
+            if self.peek.as_ref().is_some_and(|p| p.is_wanted()) {
+                return self.copy_flows(turn);
+            }
+            return turn;
         }
         if self.watcher.as_mut().is_some_and(|w| !w.finish()) {
             return Turn::Idle;
@@ -376,8 +392,18 @@ impl Worker {
         watcher.let_time_pass(clock);
     }
 
+    /// A slice of the flows for whoever asks; more of them when there are no packets.
+    #[cold]
+    fn copy_flows(&mut self, turn: Turn) -> Turn {
+        let now = self.now();
+        let most = if turn == Turn::Busy { PEEK_BUSY } else { PEEK_IDLE };
+        let Some(peek) = &mut self.peek else { return turn };
+        if peek.copy(&self.table, most, now) { Turn::Busy } else { turn }
+    }
+
     fn count_table(&mut self) {
         let stats = self.table.stats();
+        self.counters.set(Counter::ActiveFlows, self.table.len() as u64);
         self.counters.set(Counter::Flows, stats.created);
         self.counters.set(Counter::Evicted, stats.evicted);
         self.counters.set(Counter::Unplaced, stats.unplaced);
