@@ -43,12 +43,20 @@ pub(super) struct Desk {
     collector: Collector,
     fields: Vec<u8>,
     live: bool,
+    /// Events of silenced flows.
+    silenced: u64,
 }
 
 impl Desk {
     /// `live`: the source does not wait for us.
     pub(super) fn new(live: bool) -> Self {
-        Self { workers: Vec::new(), collector: Collector::default(), fields: Vec::new(), live }
+        Self {
+            workers: Vec::new(),
+            collector: Collector::default(),
+            fields: Vec::new(),
+            live,
+            silenced: 0,
+        }
     }
 
     /// Joins a worker: its events, and with `packets` a way to read payloads for a table of so many
@@ -79,6 +87,16 @@ impl Desk {
         self.collector.evicted
     }
 
+    /// Events that were of silenced flows.
+    pub(super) fn silenced(&self) -> u64 {
+        self.silenced
+    }
+
+    /// What is known of flows and names.
+    pub(super) fn collector(&self) -> &Collector {
+        &self.collector
+    }
+
     /// Takes in what there is; how much that was. With `all`, nothing waits.
     pub(super) fn take(&mut self, all: bool, outputs: &mut Outputs) -> usize {
         // In this order: up to where each has read; which events there are; the notes, among them
@@ -94,7 +112,12 @@ impl Desk {
             let ready = others.map(|(_, &until)| until).min().unwrap_or(u64::MAX);
             let ready = if all { u64::MAX } else { ready };
             if let Some(worker) = self.workers.get_mut(at) {
-                taken += worker.take_events(n, ready, self.live, &mut self.collector, outputs);
+                let mut hand = |event: &FlowEvent| {
+                    let about = self.collector.about(event);
+                    self.silenced += u64::from(event.silenced);
+                    outputs.take(event, &about);
+                };
+                taken += worker.take_events(n, ready, self.live, &mut hand);
             }
         }
         taken
@@ -120,7 +143,9 @@ impl Reports {
             // They were written before the note.
             if fields.pop_entire_slice(buffer).is_ok() {
                 let heard = collector.note(&note, buffer);
-                outputs.hear(&note, buffer, &heard);
+                if !note.silenced {
+                    outputs.hear(&note, buffer, &heard);
+                }
             }
         }
         n
@@ -131,8 +156,7 @@ impl Reports {
         n: usize,
         ready: u64,
         live: bool,
-        collector: &mut Collector,
-        outputs: &mut Outputs,
+        hand: &mut impl FnMut(&FlowEvent),
     ) -> usize {
         for taken in 0..n {
             let Ok(event) = self.events.peek() else { return taken };
@@ -144,8 +168,7 @@ impl Reports {
             } else {
                 self.waits_since = None;
             }
-            let about = collector.about(event);
-            outputs.take(event, &about);
+            hand(event);
             let _ = self.events.pop();
         }
         n
