@@ -281,6 +281,7 @@ fn write_alert(out: &mut Vec<u8>) {
         vlans: Default::default(),
         rtt_ns: None,
         retransmits: 0,
+        silenced: false,
     };
     let alert = Alert {
         timestamp_ns: 2_000_000_000,

@@ -105,6 +105,20 @@ pub struct Layer {
     #[arg(long, value_name = "S", value_parser = units::seconds)]
     #[serde(deserialize_with = "units::de_seconds")]
     pub active_timeout: Option<Duration>,
+    /// Packets that are looked at, in the syntax of pcap-filter(7), or @FILE: for telemetry and
+    /// journal. Beats --capture-filter [default: all]
+    #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
+    pub filter: Option<String>,
+    /// The same from a file, such as configs/capture.bpf
+    #[arg(long, value_name = "FILE")]
+    pub capture_filter: Option<PathBuf>,
+    /// Leave ports 80 and 443 out of telemetry and journal, whatever else the filter takes
+    #[arg(long)]
+    pub exclude_web: bool,
+    /// File of domains, such as configs/blocklist.conf: flows to them and to their subdomains are
+    /// counted, but stay out of telemetry and journal. SIGHUP reads it anew
+    #[arg(long, value_name = "FILE")]
+    pub blocklist: Option<PathBuf>,
     /// Keep packets in DATA/pcap [default: on, but off with --read]
     #[arg(long, value_name = "on|off", hide_possible_values = true)]
     pub journal: Option<Switch>,
@@ -142,6 +156,10 @@ pub struct Layer {
     /// Show each flow event on standard output, and write everything to malakocut_debug.log
     #[arg(long)]
     pub debug: bool,
+    /// Where the filter stood, for the log.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub filter_from: &'static str,
     /// What exporters need to know; only in the configuration file.
     #[arg(skip)]
     pub export: Option<Box<export::Settings>>,
@@ -190,12 +208,22 @@ impl Layer {
             let first = text.lines().next().unwrap_or_default();
             ConfigError::Bad(first.trim_start_matches("error: ").to_owned())
         })?;
-        Ok(parsed.layer)
+        Ok(parsed.layer.named("environment"))
+    }
+
+    /// Says where this layer is from.
+    pub(super) fn named(mut self, layer: &'static str) -> Self {
+        self.filter_from = layer;
+        self
+    }
+
+    fn has_filter(&self) -> bool {
+        self.filter.is_some() || self.capture_filter.is_some()
     }
 
     /// This layer's values, and `lower`'s where this one has none.
     pub(super) fn over(self, lower: Self) -> Self {
-        let sourced = self.has_source();
+        let (sourced, filtered) = (self.has_source(), self.has_filter());
         let list = |mine: Vec<String>, theirs| if mine.is_empty() { theirs } else { mine };
         Self {
             lcores: self.lcores.or(lower.lcores),
@@ -212,6 +240,11 @@ impl Layer {
             max_flows: self.max_flows.or(lower.max_flows),
             idle_timeout: self.idle_timeout.or(lower.idle_timeout),
             active_timeout: self.active_timeout.or(lower.active_timeout),
+            filter: if filtered { self.filter } else { lower.filter },
+            capture_filter: if filtered { self.capture_filter } else { lower.capture_filter },
+            filter_from: if filtered { self.filter_from } else { lower.filter_from },
+            exclude_web: self.exclude_web || lower.exclude_web,
+            blocklist: self.blocklist.or(lower.blocklist),
             journal: self.journal.or(lower.journal),
             rotate_size: self.rotate_size.or(lower.rotate_size),
             retention: self.retention.or(lower.retention),

@@ -147,7 +147,8 @@ pub struct FlowAnswer {
     /// Live flows in all, and those that the filter takes.
     pub flows: u64,
     pub matched: u64,
-    /// A flow event's JSON object each, without a newline; `bytes` and `packets` are its totals.
+    /// A flow event's JSON object each, without a newline; `bytes` and `packets` are its totals, and
+    /// what the blocklist silences is marked.
     pub rows: Vec<Vec<u8>>,
 }
 
@@ -227,6 +228,10 @@ impl Running {
             let mut line = Vec::new();
             writer.borrow_mut().write_about(&row.event, &names.about(&row.event), &mut line);
             line.pop();
+            if row.event.silenced {
+                line.pop();
+                line.extend_from_slice(b",\"silenced\":true}");
+            }
             line
         };
         let answer = FlowAnswer { matched: self.matched, rows: rows.map(line).collect(), ..answer };

@@ -72,6 +72,7 @@ fn counters(out: &mut String, status: &Status) {
         (Group::Drop, "drops_total", "Lost, by reason."),
         (Group::Journal, "journal_total", "What the journal did."),
         (Group::Inspect, "inspect_total", "What reading payloads did."),
+        (Group::Blocklist, "blocklist_total", "What the blocklist silenced."),
     ] {
         let all = Counter::ALL.iter().filter(|c| c.group() == group).flat_map(|&c| {
             by_lcore(

@@ -89,6 +89,8 @@ pub struct Status {
     pub flows: u64,
     pub evicted: u64,
     pub truncated: u64,
+    /// Left out by the capture filter.
+    pub filtered: u64,
     pub not_ip: BTreeMap<String, u64>,
     pub malformed: BTreeMap<String, u64>,
     /// Losses by reason.
@@ -96,6 +98,7 @@ pub struct Status {
     /// Counters of the journal and of reading payloads.
     pub journal_counts: BTreeMap<String, u64>,
     pub inspect: BTreeMap<String, u64>,
+    pub blocklist: BTreeMap<String, u64>,
     pub rates: Rates,
     pub lcores: Vec<LcoreStatus>,
     pub disk: Option<DiskStatus>,
@@ -117,6 +120,7 @@ impl Status {
         self.flows = counters.get(Counter::Flows);
         self.evicted = counters.get(Counter::Evicted);
         self.truncated = counters.get(Counter::Truncated);
+        self.filtered = counters.get(Counter::Filtered);
         self.total_events = counters.get(Counter::Events);
         self.active_flows = counters.get(Counter::ActiveFlows);
         self.dropped_events = counters.sum(Group::Drop);
@@ -125,5 +129,6 @@ impl Status {
         self.drops = group(Group::Drop);
         self.journal_counts = group(Group::Journal);
         self.inspect = group(Group::Inspect);
+        self.blocklist = group(Group::Blocklist);
     }
 }

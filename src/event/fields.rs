@@ -12,7 +12,7 @@ use super::json::{by_originator, community_id, protocol_name};
 use super::{About, EventWriter, FlowEvent};
 use crate::event::expression::Fields;
 
-/// The names of all fields that a flow event can have.
+/// The names of all fields that a flow event can have, and what a live flow's row has beside.
 pub const FIELDS: &[&str] = &[
     "timestamp",
     "flow_id",
@@ -84,6 +84,7 @@ pub const FIELDS: &[&str] = &[
     "dhcp_requested_ip",
     "dhcp_assigned_ip",
     "sensor",
+    "silenced",
 ];
 
 /// The fields of one event.
@@ -132,6 +133,7 @@ impl Fields for FlowFields<'_> {
             "conn_state" => e.conn_state.name().into(),
             "community_id" => community_id(&e.key, 0).into(),
             "flow_id" => format!("{:016x}", e.flow_id).into(),
+            "silenced" if e.silenced => true.into(),
             "app_proto" => self.about.app(e)?.name().into(),
             _ => return self.whole().get(name).map(Cow::Borrowed),
         };

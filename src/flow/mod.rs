@@ -146,7 +146,7 @@ impl<H: Hint> FlowTable<H> {
     /// A table for at most `max_flows` flows (1 at least); memory is touched as flows come.
     /// `seed` keeps others from choosing addresses that collide.
     pub fn new(max_flows: usize, timeouts: Timeouts, seed: u64, hint: H) -> Self {
-        let max_flows = max_flows.clamp(1, NONE as usize - 1);
+        let max_flows = max_flows.clamp(1, NONE as usize - 2);
         let slab = Slab {
             hot: Vec::with_capacity(max_flows),
             cold: Vec::with_capacity(max_flows),
@@ -301,6 +301,8 @@ impl<H: Hint> FlowTable<H> {
     fn orphan(&mut self, pending: Option<Pending>, sink: &mut impl EventSink) {
         let Some(mut p) = pending else { return };
         let mut first = p.first;
+        // It is not in this burst.
+        first.frame = u32::MAX;
         first.decoded.wire_len = 0;
         first.decoded.ip_len = 0;
         // This counts the first of them, without its bytes.
@@ -388,12 +390,15 @@ impl<H: Hint> FlowTable<H> {
         if flow.hot.is_finished() && !was_finished {
             self.rearm(place);
         }
-        if side == 1 && self.slab.hot[place as usize].is_listed() {
+        if side == 1 && self.slab.cold[place as usize].waiting.is_listed() {
             self.unlist(place);
         }
-        let flow = self.slab.flow(place);
+        let mut flow = self.slab.flow(place);
         if flow.hot.wants.any() && arrival.decoded.payload_len != 0 {
-            flow.hot.wants = flow.show(place, side, arrival, sink);
+            flow.show(place, side, arrival, sink);
+        }
+        if flow.hot.is_silenced() {
+            sink.silenced(arrival.frame, arrival.decoded.wire_len);
         }
         Some(place)
     }
@@ -439,13 +444,15 @@ impl<H: Hint> FlowTable<H> {
             self.evict(arrival.clock_ns, sink);
         }
         let opened = origin::sender_opened(&arrival.decoded);
+        let orig_is_a = opened == from_a;
         let birth = Birth {
             key: *key,
-            orig_is_a: opened == from_a,
+            orig_is_a,
             flipped: !opened,
             id: birth_id(key, arrival),
             arrival,
             wants: sink.wants(),
+            mark: sink.begins(key, orig_is_a, arrival.timestamp_ns),
         };
         let place = match self.slab.take_free() {
             Some(place) => {
@@ -473,7 +480,7 @@ impl<H: Hint> FlowTable<H> {
     /// Ends a flow: reports it and frees its place. The caller saw that the sink has room.
     fn end(&mut self, place: u32, reason: EndReason, at: u64, sink: &mut impl EventSink) {
         sink.push(self.slab.flow(place).event(Some(reason), at, &mut self.reported));
-        if self.slab.hot[place as usize].is_listed() {
+        if self.slab.cold[place as usize].waiting.is_listed() {
             self.unlist(place);
         }
         self.wheel.remove(&mut self.slab, place);
@@ -578,7 +585,6 @@ impl<H: Hint> FlowTable<H> {
     fn list(&mut self, place: u32) {
         let last = self.waiting.1;
         self.slab.cold[place as usize].waiting = Waiting { next: NONE, prev: last };
-        self.slab.hot[place as usize].set_listed(true);
         if last == NONE {
             self.waiting.0 = place;
         } else {
@@ -597,7 +603,7 @@ impl<H: Hint> FlowTable<H> {
             NONE => self.waiting.1 = prev,
             _ => self.slab.cold[next as usize].waiting.prev = prev,
         }
-        self.slab.hot[place as usize].set_listed(false);
+        self.slab.cold[place as usize].waiting = Waiting::NOT;
     }
 }
 

@@ -1,9 +1,8 @@
 //! What the journal leaves out by wish: packets that its filter does not take, and what a flow has
 //! beyond its cutoff.
 //!
-//! Works on the journal's lcore: nothing is allocated for a packet. A filter for a link type other
-//! than Ethernet is compiled when its first packet comes; where the expression cannot be asked of
-//! that link, its packets are kept.
+//! Works on the journal's lcore: nothing is allocated for a packet, but for the first of another link
+//! type than Ethernet, for which the filter is compiled.
 //!
 //! The cutoff counts a flow's bytes in both directions in a table of fixed size. A flow that was
 //! silent for a minute, is opened again by a SYN, or was pushed out by others, starts anew: the
@@ -15,7 +14,7 @@ use std::hash::{BuildHasher, Hasher};
 use siphasher::sip::SipHasher13;
 
 use super::index::{Key, Kind, Posting, read};
-use crate::filter::{Filter, FilterError};
+use crate::filter::{FilterError, Filters};
 use crate::packet::{Frame, Link, tcp_flag};
 
 /// What is left out.
@@ -37,28 +36,20 @@ pub enum Admit {
 
 /// Decides on each packet.
 pub struct Admission {
-    text: String,
-    filters: Vec<(u16, Option<Filter>)>,
+    filter: Option<Filters>,
     cutoff: Option<Cutoff>,
 }
 
-const ETHERNET: u16 = 1;
-
 impl Admission {
     pub fn new(rules: &Rules) -> Result<Self, FilterError> {
-        let mut filters = Vec::with_capacity(8);
-        if !rules.filter.trim().is_empty() {
-            let filter = Filter::compile(&rules.filter, ETHERNET)?;
-            filters.push((ETHERNET, Some(filter).filter(|f| !f.takes_all())));
-        }
-        let cutoff = rules.cutoff.map(Cutoff::new);
-        Ok(Self { text: rules.filter.trim().to_owned(), filters, cutoff })
+        let filter = Filters::new("the journal's filter", &[&rules.filter])?;
+        Ok(Self { filter, cutoff: rules.cutoff.map(Cutoff::new) })
     }
 
     /// How much of a packet is kept, if any.
     #[inline]
     pub fn admit(&mut self, link: u16, timestamp_ns: u64, wire_len: u32, data: &[u8]) -> Admit {
-        if !self.text.is_empty() && !self.takes(link, wire_len, data) {
+        if self.filter.as_mut().is_some_and(|f| !f.take(link, wire_len, data)) {
             return Admit::Filtered;
         }
         match &mut self.cutoff {
@@ -73,24 +64,6 @@ impl Admission {
         if let Some(cutoff) = &mut self.cutoff {
             cutoff.count();
         }
-    }
-
-    #[inline]
-    fn takes(&mut self, link: u16, wire_len: u32, data: &[u8]) -> bool {
-        match self.filters.iter().find(|(l, _)| *l == link) {
-            Some((_, filter)) => filter.as_ref().is_none_or(|f| f.matches(data, wire_len)),
-            None => self.compile(link).is_none_or(|f| f.matches(data, wire_len)),
-        }
-    }
-
-    #[cold]
-    fn compile(&mut self, link: u16) -> Option<&Filter> {
-        let filter = Filter::compile(&self.text, link);
-        if let Err(e) = &filter {
-            tracing::warn!("the journal's filter does not fit link type {link} ({e}); all is kept");
-        }
-        self.filters.push((link, filter.ok()));
-        self.filters.last()?.1.as_ref()
     }
 }
 

@@ -46,6 +46,8 @@ pub(super) struct Desk {
     fields: Vec<u8>,
     live: bool,
     flows: Live,
+    /// Events of silenced flows.
+    silenced: u64,
 }
 
 impl Names for Collector {
@@ -63,6 +65,7 @@ impl Desk {
             fields: Vec::new(),
             live,
             flows: Live::new(sensor),
+            silenced: 0,
         }
     }
 
@@ -104,6 +107,16 @@ impl Desk {
         self.collector.evicted
     }
 
+    /// Events that were of silenced flows.
+    pub(super) fn silenced(&self) -> u64 {
+        self.silenced
+    }
+
+    /// What is known of flows and names.
+    pub(super) fn collector(&self) -> &Collector {
+        &self.collector
+    }
+
     /// Takes in what there is; how much that was. With `all`, nothing waits.
     pub(super) fn take(&mut self, all: bool, outputs: &mut Outputs) -> usize {
         // In this order: up to where each has read; which events there are; the notes, among them
@@ -119,7 +132,12 @@ impl Desk {
             let ready = others.map(|(_, &until)| until).min().unwrap_or(u64::MAX);
             let ready = if all { u64::MAX } else { ready };
             if let Some(worker) = self.workers.get_mut(at) {
-                taken += worker.take_events(n, ready, self.live, &mut self.collector, outputs);
+                let mut hand = |event: &FlowEvent| {
+                    let about = self.collector.about(event);
+                    self.silenced += u64::from(event.silenced);
+                    outputs.take(event, &about);
+                };
+                taken += worker.take_events(n, ready, self.live, &mut hand);
             }
         }
         taken + self.flows.attend(&mut self.collector)
@@ -145,7 +163,9 @@ impl Reports {
             // They were written before the note.
             if fields.pop_entire_slice(buffer).is_ok() {
                 let heard = collector.note(&note, buffer);
-                outputs.hear(&note, buffer, &heard);
+                if !note.silenced {
+                    outputs.hear(&note, buffer, &heard);
+                }
             }
         }
         n
@@ -156,8 +176,7 @@ impl Reports {
         n: usize,
         ready: u64,
         live: bool,
-        collector: &mut Collector,
-        outputs: &mut Outputs,
+        hand: &mut impl FnMut(&FlowEvent),
     ) -> usize {
         for taken in 0..n {
             let Ok(event) = self.events.peek() else { return taken };
@@ -169,8 +188,7 @@ impl Reports {
             } else {
                 self.waits_since = None;
             }
-            let about = collector.about(event);
-            outputs.take(event, &about);
+            hand(event);
             let _ = self.events.pop();
         }
         n

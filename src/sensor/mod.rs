@@ -9,6 +9,7 @@ mod desk;
 mod front;
 pub(crate) mod inputs;
 mod plan;
+mod quiet;
 mod summary;
 
 use std::collections::hash_map::RandomState;
@@ -31,15 +32,18 @@ use crate::event::{About, EventWriter, FlowEvent, Note};
 use crate::export::{
     self, EveLog, ExportConfig, ExportError, Exports, FlowLog, OpenLogError, Rotation,
 };
+use crate::filter::{FilterError, Filters};
 use crate::flow::{FlowTable, Timeouts};
 use crate::inspect::collect::Heard;
 use crate::journal::{self, JournalConfig, JournalError, Scribe, retention};
+use crate::shunt::{Blocklist, ListError};
 use crate::status::{Counter, Counters, Group, Published};
 use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
 use desk::Desk;
 use front::Front;
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
+use quiet::Quiet;
 use summary::{Highlights, Summary};
 
 /// Packets between the dealing lcore and a worker, and between a worker and the journal.
@@ -62,6 +66,10 @@ pub enum RunError {
     Input(String),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error(transparent)]
+    Blocklist(#[from] ListError),
+    #[error("the capture filter: {0}")]
+    Filter(#[from] FilterError),
     #[error(transparent)]
     Dpdk(#[from] dpdk::Error),
     #[error(transparent)]
@@ -93,6 +101,8 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         None => vec![Lcore { id: 0, cpus: allowed }],
     };
     let prepared = Prepared::new(&config.source)?;
+    let blocklist = open_blocklist(config)?;
+    say_what_is_looked_at(config);
     let log = open_log(config)?;
     let eve = match &config.eve_log {
         Some(path) => {
@@ -133,7 +143,8 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     let started = prepared.start(buffers(lcores.len(), journal.is_some()), lcores.len() as u16)?;
     let mut outputs =
         Outputs { log, exports, eve, front, highlights, debug, failed: false, latest_ns: 0 };
-    let mut running = Running::start(config, &lcores, started, journal, &mut outputs.front)?;
+    let mut running =
+        Running::start(config, &lcores, started, journal, blocklist, &mut outputs.front)?;
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, &mut stop, begun))
@@ -150,6 +161,27 @@ fn open_log(config: &Config) -> Result<Option<FlowLog>, RunError> {
     let view = export::file_view(&settings.fields)?;
     let log = FlowLog::open(path, EventWriter::new(&config.sensor))?;
     Ok(Some(log.with(rotation, view)))
+}
+
+fn open_blocklist(config: &Config) -> Result<Option<Arc<Blocklist>>, RunError> {
+    let Some(path) = &config.blocklist else { return Ok(None) };
+    let blocklist = Blocklist::open(path)?;
+    quiet::say(&blocklist, &blocklist.loaded());
+    Ok(Some(Arc::new(blocklist)))
+}
+
+fn say_what_is_looked_at(config: &Config) {
+    let rules = &config.capture;
+    let text = if rules.expression.is_empty() { "every packet" } else { &rules.expression };
+    if !rules.given.is_empty() {
+        tracing::info!("telemetry and journal see what {} takes: {text}", rules.given);
+    }
+    if let Some(unused) = &rules.unused {
+        tracing::warn!("{unused} is not used: {} beats it", rules.given);
+    }
+    if rules.exclude_web {
+        tracing::info!("telemetry and journal do not see ports 80 and 443 (--exclude-web)");
+    }
 }
 
 fn say_what_is_journaled(config: &Config) {
@@ -227,6 +259,7 @@ struct Running {
     lcores: Vec<(u32, Thread<LcoreReport>, Arc<Published>)>,
     desk: Desk,
     watches: Option<Watches>,
+    quiet: Option<Quiet>,
     journal: Option<journal::Handle>,
     shared: Arc<Shared>,
     workers: usize,
@@ -238,11 +271,16 @@ impl Running {
         lcores: &[Lcore],
         started: Started,
         journal: Option<(Scribe, journal::Handle)>,
+        blocklist: Option<Arc<Blocklist>>,
         front: &mut Front,
     ) -> Result<Self, RunError> {
         let Started { eal, inputs, queues } = started;
         let (queue_count, spread) = queues.shape();
-        let plan = Plan::new(lcores.len(), queue_count, spread, journal.is_some());
+        // What a name silences must be known before the next packet; only one worker's order of a
+        // capture is the capture's own.
+        let together = blocklist.is_some() && is_file(config);
+        let most = if together { 1 + usize::from(journal.is_some()) } else { usize::MAX };
+        let plan = Plan::new(lcores.len().min(most), queue_count, spread, journal.is_some());
         front.assign(&plan, lcores.len());
         let (mut scribe, journal) = journal.unzip();
         let mut tasks: Vec<Vec<Task>> = lcores.iter().map(|_| Vec::new()).collect();
@@ -256,6 +294,8 @@ impl Running {
             idle_ns: config.idle_timeout.as_nanos() as u64,
             active_ns: config.active_timeout.as_nanos() as u64,
         };
+        let (quiet, silencers) = blocklist.map(|list| Quiet::new(list, workers)).unzip();
+        let mut silencers = silencers.unwrap_or_default().into_iter();
         for (input, &at) in inputs_of_workers.into_iter().zip(&plan.workers) {
             let table = FlowTable::new(flows, timeouts, seed(), Machine);
             let (event_tx, event_rx) = RingBuffer::new(EVENT_RING);
@@ -269,6 +309,13 @@ impl Running {
                 worker.read_payloads(reading);
             }
             worker.show_flows(desk.peek());
+            if let Some(silencer) = silencers.next() {
+                worker.silence(silencer);
+            }
+            if let Some(filter) = Filters::new("the capture filter", &config.capture.expressions())?
+            {
+                worker.filter(filter);
+            }
             if !config.watch.is_empty() {
                 let (watcher, link) = watch::connect(&config.watch, waits, seed());
                 worker.watch(watcher);
@@ -299,7 +346,7 @@ impl Running {
         }
         let watches =
             (!links.is_empty()).then(|| Watches::new(config.watch.clone(), links, seed()));
-        Ok(Self { inputs, lcores: threads, desk, watches, journal, shared, workers })
+        Ok(Self { inputs, lcores: threads, desk, watches, quiet, journal, shared, workers })
     }
 
     /// Takes events in until every lcore has ended.
@@ -318,6 +365,7 @@ impl Running {
             let mut taken = self.desk.take(ended, outputs);
             if stop.hang_up.swap(false, Ordering::Relaxed) {
                 outputs.reopen();
+                self.quiet.iter().for_each(Quiet::reload);
             }
             if let Some(watches) = &mut self.watches {
                 taken += watches.attend(|watched, verdict| outputs.verdict(watched, verdict));
@@ -338,6 +386,9 @@ impl Running {
                 outputs.flush();
                 warn_of_losses(&counters, &mut lost);
                 self.publish(&counters, outputs);
+                if let Some(quiet) = &mut self.quiet {
+                    quiet.attend(self.desk.collector());
+                }
             }
             if taken == 0 {
                 std::thread::sleep(pause);
@@ -345,6 +396,9 @@ impl Running {
             } else {
                 pause = PAUSE;
             }
+        }
+        if let Some(quiet) = &mut self.quiet {
+            quiet.attend(self.desk.collector());
         }
         outputs.flush();
     }
@@ -379,6 +433,7 @@ impl Running {
             now.merge(&journal.monitor().counters());
         }
         now.set(Counter::FlowsForgotten, self.desk.forgotten());
+        now.set(Counter::SilencedEvents, self.desk.silenced());
         now
     }
 
@@ -419,6 +474,7 @@ impl Running {
         });
         let received = counters.get(Counter::Packets);
         counters.set(Counter::FlowsForgotten, self.desk.forgotten());
+        counters.set(Counter::SilencedEvents, self.desk.silenced());
         counters.merge(&self.inputs.finish(received));
         outputs.stats(begun, &counters);
         outputs.flush();
@@ -506,12 +562,15 @@ impl Outputs {
     fn take(&mut self, event: &FlowEvent, about: &About<'_>) {
         self.latest_ns = self.latest_ns.max(event.timestamp_ns);
         self.front.take(event);
+        if self.debug {
+            self.show(event);
+        }
+        if event.silenced {
+            return;
+        }
         self.with_eve(|eve, out| eve.flow(event, about, out));
         if let Some(highlights) = &mut self.highlights {
             highlights.add(event);
-        }
-        if self.debug {
-            self.show(event);
         }
         if let Some(log) = &mut self.log
             && let Err(e) = log.write(event, about)

@@ -19,11 +19,13 @@ use crate::capture::{Batch, Complaint, Poll, Source, Stamp, frame};
 use crate::control::live::Peek;
 use crate::detect::watch::Watcher;
 use crate::detect::{Sighting, sight};
-use crate::event::{EndReason, EventSink, FlowEvent, Note, NoteSink, Seen, Wants};
+use crate::event::{EndReason, EventSink, FlowEvent, Mark, Note, NoteSink, Seen, Wants};
+use crate::filter::Filters;
 use crate::flow::{Arrival, FlowTable, Hint};
+use crate::inspect::silence::{Heard, Silencer};
 use crate::inspect::{Inspector, Lone};
 use crate::journal::Giver;
-use crate::packet::{self, Decoded, Reject};
+use crate::packet::{self, Decoded, FlowKey, Reject};
 use crate::status::{Counter, Counters, Turn};
 
 pub use lcore::{LcoreReport, Shared, Task, back_off, run};
@@ -133,6 +135,7 @@ const CHAINED: usize = (1 << 16) + 256;
 
 struct Reader {
     inspector: Inspector,
+    silencer: Option<Silencer>,
     notes: NoteRing,
     /// A packet that lies in several buffers, put together.
     chained: Vec<u8>,
@@ -151,7 +154,19 @@ struct Hooks<'a> {
     events: &'a mut EventRing,
     reader: Option<&'a mut Reader>,
     packets: &'a [Mbuf],
+    silent: &'a mut Silent,
 }
+
+/// What went to silenced flows in a burst.
+#[derive(Debug, Default)]
+struct Silent {
+    /// A bit a packet, by its number in the burst.
+    frames: u32,
+    packets: u64,
+    bytes: u64,
+}
+
+const _: () = assert!(BURST <= u32::BITS as usize);
 
 impl EventSink for Hooks<'_> {
     #[inline]
@@ -167,11 +182,22 @@ impl EventSink for Hooks<'_> {
         self.reader.as_ref().map_or_else(Wants::default, |r| r.inspector.wants())
     }
 
-    fn inspect(&mut self, seen: &Seen<'_>) -> Wants {
+    fn begins(&mut self, key: &FlowKey, orig_is_a: bool, timestamp_ns: u64) -> Mark {
+        match self.reader.as_mut().and_then(|r| r.silencer.as_mut()) {
+            Some(silencer) => silencer.begins(key, orig_is_a, timestamp_ns),
+            None => Mark::Plain,
+        }
+    }
+
+    fn inspect(&mut self, seen: &mut Seen<'_>) -> Wants {
         let Some(reader) = &mut self.reader else { return Wants::default() };
         let d = seen.decoded;
         let Some(packet) = self.packets.get(seen.frame as usize) else { return Wants::default() };
-        let Reader { inspector, notes, chained, .. } = &mut **reader;
+        let Reader { inspector, silencer, notes, chained, .. } = &mut **reader;
+        let mut silencer = silencer.as_mut();
+        if let Some(silencer) = &mut silencer {
+            silencer.look_again(seen);
+        }
         let captured = if packet.len() as usize > packet.data().len() {
             gather(packet, chained);
             chained.as_slice()
@@ -180,7 +206,16 @@ impl EventSink for Hooks<'_> {
         };
         let rest = captured.get(d.payload_at as usize..).unwrap_or_default();
         let payload = rest.get(..d.payload_len as usize).unwrap_or(rest);
-        inspector.inspect(seen, payload, notes)
+        let mut heard = Heard { notes, silencer, mark: seen.mark };
+        let wants = inspector.inspect(seen, payload, &mut heard);
+        seen.mark = heard.mark;
+        wants
+    }
+
+    fn silenced(&mut self, frame: u32, wire_len: u32) {
+        self.silent.frames |= 1u32.checked_shl(frame).unwrap_or(0);
+        self.silent.packets += 1;
+        self.silent.bytes += u64::from(wire_len);
     }
 
     fn forget(&mut self, place: u32) {
@@ -200,6 +235,8 @@ pub struct Worker {
     events: EventRing,
     reader: Option<Box<Reader>>,
     batch: Batch,
+    filter: Option<Box<Filters>>,
+    silent: Silent,
     arrivals: Box<[Arrival; BURST]>,
     /// The input waits for us, so nothing is dropped.
     waits: bool,
@@ -225,6 +262,8 @@ impl Worker {
             events: EventRing { ring: events, waits, sent: 0 },
             reader: None,
             batch: Batch::default(),
+            filter: None,
+            silent: Silent::default(),
             arrivals: Box::new([Arrival::default(); BURST]),
             waits,
             received_until: None,
@@ -237,7 +276,19 @@ impl Worker {
         let Reading { inspector, notes, fields, until } = reading;
         let notes = NoteRing { notes, fields, waits: self.waits, sent: 0, dropped: 0 };
         let chained = Vec::with_capacity(CHAINED);
-        self.reader = Some(Box::new(Reader { inspector, notes, chained, until }));
+        self.reader = Some(Box::new(Reader { inspector, silencer: None, notes, chained, until }));
+    }
+
+    /// Leaves flows out of telemetry and journal; payloads must be read.
+    pub fn silence(&mut self, silencer: Silencer) {
+        if let Some(reader) = &mut self.reader {
+            reader.silencer = Some(silencer);
+        }
+    }
+
+    /// Looks only at packets that a filter takes.
+    pub fn filter(&mut self, filter: Filters) {
+        self.filter = Some(Box::new(filter));
     }
 
     /// Also counts what single hosts do.
@@ -264,8 +315,9 @@ impl Worker {
         }
         let reason = if stopping { EndReason::Shutdown } else { EndReason::Eof };
         let now = self.now();
-        let mut hooks =
-            Hooks { events: &mut self.events, reader: self.reader.as_deref_mut(), packets: &[] };
+        let Self { events, reader, silent, .. } = self;
+        let reader = reader.as_deref_mut();
+        let mut hooks = Hooks { events, reader, packets: &[], silent };
         let drained = self.table.drain(now, reason, &mut hooks);
         self.count_table();
         if drained { Turn::End } else { Turn::Busy }
@@ -296,14 +348,22 @@ impl Worker {
             Input::Source(source) => {
                 let poll = source.poll(&mut self.batch);
                 self.counters.add(Counter::Packets, self.batch.packets.len() as u64);
-                if self.journal.is_some() {
-                    self.batch.stamp_buffers();
-                }
                 poll
             }
             Input::Ring { ring, .. } => from_ring(ring, &mut self.batch),
         };
+        let mut clock = 0;
+        if let Some(filter) = &mut self.filter {
+            clock = leave_out(filter, &mut self.batch, &mut self.counters);
+        }
+        if self.journal.is_some() && matches!(self.input, Input::Source(_)) {
+            self.batch.stamp_buffers();
+        }
         match poll {
+            Poll::Packets(_) if self.batch.packets.is_empty() => {
+                self.has_come_to(clock);
+                Turn::Busy
+            }
             Poll::Packets(_) => {
                 self.account();
                 self.hand_to_journal();
@@ -323,6 +383,9 @@ impl Worker {
 
     #[inline]
     fn account(&mut self) {
+        if let Some(silencer) = self.reader.as_mut().and_then(|r| r.silencer.as_mut()) {
+            silencer.refresh();
+        }
         for packet in &self.batch.packets {
             dpdk::memory::prefetch(packet.data());
         }
@@ -363,8 +426,12 @@ impl Worker {
         if let Some(arrivals) = self.arrivals.get_mut(..readable) {
             let packets = &self.batch.packets;
             let reader = self.reader.as_deref_mut();
-            let mut hooks = Hooks { events: &mut self.events, reader, packets };
+            let silent = &mut self.silent;
+            let mut hooks = Hooks { events: &mut self.events, reader, packets, silent };
             self.table.burst(arrivals, &mut hooks);
+        }
+        if self.silent.packets != 0 {
+            self.keep_silent();
         }
         self.has_read_until(clock);
         self.count_table();
@@ -401,6 +468,18 @@ impl Worker {
         if peek.copy(&self.table, most, now) { Turn::Busy } else { turn }
     }
 
+    /// Takes the packets of silenced flows out of the burst, and counts them.
+    #[cold]
+    fn keep_silent(&mut self) {
+        let Silent { frames, packets, bytes } = std::mem::take(&mut self.silent);
+        self.counters.add(Counter::SilencedPackets, packets);
+        self.counters.add(Counter::SilencedBytes, bytes);
+        if self.journal.is_some() {
+            self.counters.add(Counter::JournalSilenced, u64::from(frames.count_ones()));
+            self.batch.retain(|n, _, _| frames >> n & 1 == 0);
+        }
+    }
+
     fn count_table(&mut self) {
         let stats = self.table.stats();
         self.counters.set(Counter::ActiveFlows, self.table.len() as u64);
@@ -415,6 +494,14 @@ impl Worker {
             self.counters.set(Counter::NotesDropped, reader.notes.dropped);
             self.counters.set(Counter::StatesEvicted, stats.states_evicted);
             self.counters.set(Counter::BuffersFull, stats.buffers_full);
+            if let Some(silencer) = &reader.silencer {
+                let stats = silencer.stats();
+                self.counters.set(Counter::SilencedByName, stats.by_name);
+                self.counters.set(Counter::SilencedByAddress, stats.by_address);
+                self.counters.set(Counter::SharedAddress, stats.shared);
+                self.counters.set(Counter::Reopened, stats.reopened);
+                self.counters.set(Counter::AnswersLost, stats.lost);
+            }
         }
     }
 
@@ -465,15 +552,38 @@ impl Worker {
         {
             return;
         }
+        self.has_come_to(now);
+    }
+
+    /// All packets up to this moment were seen, and none is left.
+    fn has_come_to(&mut self, now: u64) {
         if let Some(watcher) = &mut self.watcher {
             watcher.let_time_pass(now);
         }
-        let mut hooks =
-            Hooks { events: &mut self.events, reader: self.reader.as_deref_mut(), packets: &[] };
+        let Self { events, reader, silent, .. } = self;
+        let reader = reader.as_deref_mut();
+        let mut hooks = Hooks { events, reader, packets: &[], silent };
         self.table.advance(now, BURST, &mut hooks);
         self.has_read_until(now);
         self.count_table();
     }
+}
+
+/// Gives back and counts what a filter does not take; returns the time of the last packet.
+#[inline(never)]
+fn leave_out(filter: &mut Filters, batch: &mut Batch, counters: &mut Counters) -> u64 {
+    batch.packets.iter().for_each(|packet| dpdk::memory::prefetch(packet.data()));
+    let (mut packets, mut bytes, mut clock) = (0, 0, 0);
+    batch.retain(|_, packet, Stamp { meta, .. }| {
+        let taken = filter.take(meta.link, meta.wire_len, packet.data());
+        packets += u64::from(!taken);
+        bytes += u64::from(if taken { 0 } else { meta.wire_len });
+        clock = meta.clock_ns;
+        taken
+    });
+    counters.add(Counter::Filtered, packets);
+    counters.add(Counter::Bytes, bytes);
+    clock
 }
 
 /// Copies a packet's segments one behind the other, as far as there is room.
