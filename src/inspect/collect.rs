@@ -116,7 +116,7 @@ impl Collector {
         } else {
             self.flows.get(&e.flow_id)
         };
-        About { content, src_name, dst_name }
+        About { content, src_name, dst_name, journal: None }
     }
 
     /// Learns names from an answer: the name asked for is the name of every address that its

@@ -124,7 +124,9 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         waits: is_file(config),
     })?;
     let started = prepared.start(buffers(lcores.len(), journal.is_some()), lcores.len() as u16)?;
-    let mut running = Running::start(config, &lcores, started, journal)?;
+    // Only then it matters where flows begin in the journal.
+    let reports = log.is_some() || exports.is_some();
+    let mut running = Running::start(config, &lcores, started, journal, reports)?;
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
     let debug = config.debug;
@@ -233,6 +235,7 @@ impl Running {
         lcores: &[Lcore],
         started: Started,
         journal: Option<(Scribe, journal::Handle)>,
+        reports: bool,
     ) -> Result<Self, RunError> {
         let Started { eal, inputs, queues } = started;
         let (queue_count, spread) = queues.shape();
@@ -243,6 +246,9 @@ impl Running {
         let inputs_of_workers = deal_inputs(queues, &plan, &mut tasks);
         let waits = inputs_of_workers.iter().all(Input::waits);
         let mut desk = Desk::new(!waits);
+        if let Some(scribe) = scribe.as_mut().filter(|_| reports) {
+            desk.look_up(scribe.tell_places());
+        }
         let workers = plan.workers.len();
         let flows = config.max_flows.div_ceil(workers);
         let timeouts = Timeouts {
@@ -252,13 +258,18 @@ impl Running {
         for (input, &at) in inputs_of_workers.into_iter().zip(&plan.workers) {
             let table = FlowTable::new(flows, timeouts, seed(), Machine);
             let (event_tx, event_rx) = RingBuffer::new(EVENT_RING);
-            let giver = scribe.as_mut().map(|scribe| {
-                let (tx, rx) = journal::handover(JOURNAL_RING);
-                scribe.attach(rx);
-                tx
-            });
+            let (giver, progress) = scribe
+                .as_mut()
+                .map(|scribe| {
+                    let (tx, rx) = journal::handover(JOURNAL_RING);
+                    let progress = rx.progress();
+                    scribe.attach(rx);
+                    (tx, progress)
+                })
+                .unzip();
             let mut worker = Worker::new(input, table, event_tx, giver);
-            if let Some(reading) = desk.join(event_rx, config.inspect_packets, flows) {
+            let progress = progress.filter(|_| reports);
+            if let Some(reading) = desk.join(event_rx, progress, config.inspect_packets, flows) {
                 worker.read_payloads(reading);
             }
             if !config.watch.is_empty() {
@@ -311,7 +322,16 @@ impl Running {
                 outputs.reopen();
             }
             if let Some(watches) = &mut self.watches {
-                taken += watches.attend(|watched, verdict| outputs.verdict(watched, verdict));
+                let journal = self.journal.as_ref();
+                taken += watches.attend(|watched, verdict| {
+                    // Before the alert can be seen: from then on the host's packets are whole.
+                    if let Some(journal) = journal
+                        && verdict.findings.iter().any(|f| f.class.is_alarm())
+                    {
+                        journal.monitor().alerted(watched.scope.host.ip());
+                    }
+                    outputs.verdict(watched, verdict);
+                });
             }
             if ended && taken == 0 {
                 break;

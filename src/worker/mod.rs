@@ -62,11 +62,24 @@ impl Hint for Machine {
 
 /// How long to wait for a full event ring; it takes longer than this to empty.
 const FULL: Duration = Duration::from_micros(100);
+/// Events that one burst may make. Where the source waits for us, a burst is received when there is
+/// room for as many: who stands still within a burst keeps the journal on its lcore from going on,
+/// and events may be waiting for that.
+const ROOM: usize = 1024;
+
+/// An event on its way to the control thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    pub event: FlowEvent,
+    /// Packets that its worker had received: the journal gets them all, in order, or loses them.
+    pub received: u64,
+}
 
 /// Sends events to the control thread.
 struct EventRing {
-    ring: Producer<FlowEvent>,
+    ring: Producer<Report>,
     waits: bool,
+    received: u64,
     sent: u64,
 }
 
@@ -77,11 +90,11 @@ impl EventSink for EventRing {
     }
 
     fn push(&mut self, event: FlowEvent) {
-        let mut event = event;
+        let mut report = Report { event, received: self.received };
         self.sent += 1;
-        // Only where the source waits for us can the ring be full: the control thread empties it.
-        while let Err(rtrb::PushError::Full(back)) = self.ring.push(event) {
-            event = back;
+        // There was room; if that was not enough, the control thread empties it.
+        while let Err(rtrb::PushError::Full(back)) = self.ring.push(report) {
+            report = back;
             std::thread::sleep(FULL);
         }
     }
@@ -206,7 +219,7 @@ impl Worker {
     pub fn new(
         input: Input,
         table: FlowTable<Machine>,
-        events: Producer<FlowEvent>,
+        events: Producer<Report>,
         journal: Option<Giver>,
     ) -> Self {
         let waits = input.waits();
@@ -215,7 +228,7 @@ impl Worker {
             table,
             journal,
             watcher: None,
-            events: EventRing { ring: events, waits, sent: 0 },
+            events: EventRing { ring: events, waits, received: 0, sent: 0 },
             reader: None,
             batch: Batch::default(),
             arrivals: Box::new([Arrival::default(); BURST]),
@@ -241,8 +254,11 @@ impl Worker {
     /// One burst, or one step of the end.
     pub fn turn(&mut self, stopping: bool) -> Turn {
         if self.received_until.is_none() {
-            return if self.hand_to_journal() { self.receive() } else { Turn::Idle };
+            let ready = self.hand_to_journal() && (!self.waits || self.events.ring.slots() >= ROOM);
+            return if ready { self.receive() } else { Turn::Idle };
         }
+        // Flows wait in the table for room, as they do live.
+        self.events.waits = false;
         if self.watcher.as_mut().is_some_and(|w| !w.finish()) {
             return Turn::Idle;
         }
@@ -289,6 +305,7 @@ impl Worker {
         };
         match poll {
             Poll::Packets(_) => {
+                self.events.received += self.batch.packets.len() as u64;
                 self.account();
                 self.hand_to_journal();
                 Turn::Busy

@@ -66,7 +66,7 @@ impl Pair {
             .stderr(fs::File::create(dir.join("stderr")).unwrap())
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !fs::read_to_string(dir.join("stderr")).unwrap().contains("receive queue") {
             assert!(
                 child.try_wait().unwrap().is_none(),
