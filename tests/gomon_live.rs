@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::packets::Capture;
-use pair::{Pair, START, run, wait_until_said};
+use pair::{Pair, run};
 use serde_json::Value;
 
 /// One at a time: two senders on a small machine would measure each other.
@@ -39,7 +39,7 @@ fn start_program(pair: &Pair, dir: &Path, program: &str, args: &[&str]) -> Child
         .stderr(fs::File::create(dir.join("stderr")).unwrap())
         .spawn()
         .unwrap();
-    let deadline = Instant::now() + START;
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !said(dir).contains("receive queue") {
         assert!(child.try_wait().unwrap().is_none(), "{}", said(dir));
         assert!(Instant::now() < deadline, "it does not start");
@@ -62,9 +62,6 @@ fn events(dir: &Path) -> Vec<Value> {
 fn signal(child: &Child, name: &str) {
     assert!(run("kill", &[name, &child.id().to_string()]));
 }
-
-/// A loaded machine's "at once": what does not come then waits for something that is not there.
-const AT_ONCE: f64 = 5.0;
 
 /// Ends it and says how long that took.
 fn end(mut child: Child, name: &str) -> Duration {
@@ -92,35 +89,44 @@ fn windows_close_on_a_quiet_link_and_are_seen_at_once() {
     let Some(pair) = Pair::new() else { return };
     let dir = tempfile::tempdir().unwrap();
     let capture = Capture::default().tcp(0, 50, "192.0.2.1", 80).write(dir.path(), "c.pcap");
-    let more = ["--window", "1", "--c2-ip", "203.0.113.50", "--packet-threshold", "0.5"];
-    let child = start(&pair, dir.path(), &more);
-    for round in 1..3 {
+    let child = start(&pair, dir.path(), &["--window", "1", "--c2-ip", "203.0.113.50"]);
+    let mut lateness = Vec::new();
+    for round in 1..4 {
         pair.replay(&capture, 1);
-        let rate = |e: &Value| e["metadata"]["gomon"]["packet_rate"].as_u64().unwrap();
-        let (event, late) = wait_for(dir.path(), rate, round * 50);
+        let (event, late) = wait_for(dir.path(), 50.0 * f64::from(round));
         assert_eq!(event["alert"]["category"], "attack");
         println!("the event of a window came {late:.3} s after its end");
-        assert!(late < AT_ONCE, "{late}");
+        lateness.push(late);
     }
+    assert_prompt(lateness);
     end(child, "-INT");
 }
 
-/// Waits for events of so many packets; the last event, and how many seconds after the end of its
-/// window, which lasts one, it came. A loaded sender's packets may be in two windows.
-fn wait_for(dir: &Path, rate: impl Fn(&Value) -> u64, packets: u64) -> (Value, f64) {
-    let deadline = Instant::now() + START;
-    loop {
-        let found = events(dir);
-        if found.iter().map(&rate).sum::<u64>() >= packets {
-            break;
-        }
-        assert!(Instant::now() < deadline, "the window does not close: {found:?} {}", said(dir));
+/// Within a second of its end, but for when the machine was busy with something else.
+fn assert_prompt(mut lateness: Vec<f64>) {
+    lateness.sort_by(f64::total_cmp);
+    assert!(lateness[0] < 1.0 && lateness[lateness.len() - 1] < 10.0, "{lateness:?}");
+}
+
+/// Packets that the windows of these events counted; each lasts a second.
+fn counted(events: &[Value]) -> f64 {
+    let rate = |e: &Value| {
+        let about = [&e["metadata"]["gomon"], &e["alert"]["context"]];
+        about.iter().find_map(|a| a["packet_rate"].as_f64()).unwrap()
+    };
+    events.iter().map(rate).sum()
+}
+
+/// Waits for the events of so many packets, in however many windows they are; the last one, and how
+/// many seconds after the end of its window it came.
+fn wait_for(dir: &Path, packets: f64) -> (Value, f64) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while counted(&events(dir)) < packets {
+        assert!(Instant::now() < deadline, "the window does not close: {}", said(dir));
         std::thread::sleep(Duration::from_millis(10));
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let found = events(dir);
-    assert_eq!(found.iter().map(&rate).sum::<u64>(), packets);
-    let event = found.into_iter().next_back().unwrap();
+    let event = events(dir).pop().unwrap();
     let began = event["timestamp"].as_str().unwrap().replace("+0000", "Z");
     let began: jiff::Timestamp = began.parse().unwrap();
     (event, now.as_secs_f64() - began.as_microsecond() as f64 / 1e6 - 1.0)
@@ -134,20 +140,20 @@ fn the_sensors_windows_close_on_a_quiet_link_too() {
     let capture = Capture::default().tcp(0, 50, "192.0.2.1", 80).write(dir.path(), "c.pcap");
     let config = "[detect.watch]\naddress = \"10.0.0.5\"\nwindow = 1\npacket_threshold = 1000\n";
     fs::write(dir.path().join("c.toml"), config).unwrap();
-    for lcores in ["0@0", "0@0,1@0"] {
+    let mut lateness = Vec::new();
+    for lcores in ["0@0", "0@0,1@0", "0@0"] {
         let _ = fs::remove_file(dir.path().join("eve.json"));
         let args = ["--config", "c.toml", "--interface", "mirror", "--eve-log", "eve.json"];
         let more = ["--journal", "off", "--lcores", lcores];
         let child = start_program(&pair, dir.path(), common::BINARY, &[&args[..], &more].concat());
         pair.replay(&capture, 1);
-        let rate = |e: &Value| e["alert"]["context"]["packet_rate"].as_u64().unwrap();
-        let (_, late) = wait_for(dir.path(), rate, 50);
+        let (_, late) = wait_for(dir.path(), 50.0);
         println!("{lcores}: the alert of a window came {late:.3} s after its end");
-        assert!(late < AT_ONCE, "{late}");
-        let before = events(dir.path());
+        lateness.push(late);
         end(child, "-INT");
-        assert_eq!(events(dir.path()), before);
+        assert_eq!(counted(&events(dir.path())), 50.0);
     }
+    assert_prompt(lateness);
 }
 
 #[test]
@@ -164,7 +170,8 @@ fn a_signal_ends_it_at_once_with_the_open_window_and_the_summary() {
         assert!(events(dir.path()).is_empty());
         let took = end(child, name);
         println!("{name}: ended in {:.3} s", took.as_secs_f64());
-        assert!(took.as_secs_f64() < AT_ONCE, "{took:?}");
+        // It does not wait for a packet, nor for its window of 36 s.
+        assert!(took < Duration::from_secs(5), "{took:?}");
         let found = events(dir.path());
         assert_eq!(found.len(), 1);
         assert_eq!(found[0]["metadata"]["gomon"]["packet_rate"], 10);
@@ -196,10 +203,10 @@ fn every_packet_counts_or_is_said_to_be_lost() {
         if stand_still {
             signal(&child, "-STOP");
         }
-        let sent = pair.replay(&path, 20);
+        pair.replay(&path, 20);
         if stand_still {
             signal(&child, "-CONT");
-            wait_until_said(dir.path(), "Packets lost");
+            std::thread::sleep(Duration::from_millis(1500));
         }
         end(child, "-INT");
         let text = said(dir.path());
@@ -209,8 +216,8 @@ fn every_packet_counts_or_is_said_to_be_lost() {
             .map_or(0, |l| l.split(' ').next().unwrap().parse().unwrap());
         let rate = events(dir.path())[0]["stats"]["flow"]["packet_rate"].as_f64().unwrap();
         let counted = (rate * 1000.0).round() as u64;
-        println!("{sent} sent, {counted} counted, {lost} lost");
-        assert_eq!(counted + lost, sent, "{text}");
+        println!("{} sent, {counted} counted, {lost} lost", capture.packets * 20);
+        assert_eq!(counted + lost, capture.packets * 20, "{text}");
         if stand_still {
             assert!(lost > 10_000 && text.contains("level=WARN msg=\"Packets lost"), "{text}");
         }

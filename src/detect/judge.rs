@@ -77,8 +77,8 @@ pub enum Class {
 }
 
 impl Class {
-    /// Whether somebody should look.
-    pub fn is_alarming(self) -> bool {
+    /// Whether it is more than a record of what is ordinary.
+    pub fn is_alarm(self) -> bool {
         matches!(self, Self::Attack | Self::Scan | Self::PortScan)
     }
 }

@@ -16,7 +16,7 @@ use crate::packet::{FlowKey, Vlans};
 
 pub use app::App;
 pub use content::{
-    About, Certificate, Content, Dhcp, Dns, Http, Ssh, Tls, hex, mac, rcode_name, type_name,
+    About, Certificate, Content, Dhcp, Dns, Http, Place, Ssh, Tls, hex, mac, rcode_name, type_name,
 };
 pub use expression::{Expression, Fields};
 pub use fields::{FIELDS, FlowFields};

@@ -137,6 +137,8 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         waits: is_file(config),
     })?;
     let (_house, front) = Front::open(config);
+    // Only then it matters where flows begin in the journal.
+    let reports = log.is_some() || exports.is_some();
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
     let debug = config.debug;
@@ -144,7 +146,7 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     let mut outputs =
         Outputs { log, exports, eve, front, highlights, debug, failed: false, latest_ns: 0 };
     let mut running =
-        Running::start(config, &lcores, started, journal, blocklist, &mut outputs.front)?;
+        Running::start(config, &lcores, started, journal, blocklist, reports, &mut outputs.front)?;
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, &mut stop, begun))
@@ -272,6 +274,7 @@ impl Running {
         started: Started,
         journal: Option<(Scribe, journal::Handle)>,
         blocklist: Option<Arc<Blocklist>>,
+        reports: bool,
         front: &mut Front,
     ) -> Result<Self, RunError> {
         let Started { eal, inputs, queues } = started;
@@ -288,6 +291,9 @@ impl Running {
         let inputs_of_workers = deal_inputs(queues, &plan, &mut tasks);
         let waits = inputs_of_workers.iter().all(Input::waits);
         let mut desk = Desk::new(!waits, &config.sensor);
+        if let Some(scribe) = scribe.as_mut().filter(|_| reports) {
+            desk.look_up(scribe.tell_places());
+        }
         let workers = plan.workers.len();
         let flows = config.max_flows.div_ceil(workers);
         let timeouts = Timeouts {
@@ -299,13 +305,18 @@ impl Running {
         for (input, &at) in inputs_of_workers.into_iter().zip(&plan.workers) {
             let table = FlowTable::new(flows, timeouts, seed(), Machine);
             let (event_tx, event_rx) = RingBuffer::new(EVENT_RING);
-            let giver = scribe.as_mut().map(|scribe| {
-                let (tx, rx) = journal::handover(JOURNAL_RING);
-                scribe.attach(rx);
-                tx
-            });
+            let (giver, progress) = scribe
+                .as_mut()
+                .map(|scribe| {
+                    let (tx, rx) = journal::handover(JOURNAL_RING);
+                    let progress = rx.progress();
+                    scribe.attach(rx);
+                    (tx, progress)
+                })
+                .unzip();
             let mut worker = Worker::new(input, table, event_tx, giver);
-            if let Some(reading) = desk.join(event_rx, config.inspect_packets, flows) {
+            let progress = progress.filter(|_| reports);
+            if let Some(reading) = desk.join(event_rx, progress, config.inspect_packets, flows) {
                 worker.read_payloads(reading);
             }
             worker.show_flows(desk.peek());
@@ -368,7 +379,16 @@ impl Running {
                 self.quiet.iter().for_each(Quiet::reload);
             }
             if let Some(watches) = &mut self.watches {
-                taken += watches.attend(|watched, verdict| outputs.verdict(watched, verdict));
+                let journal = self.journal.as_ref();
+                taken += watches.attend(|watched, verdict| {
+                    // Before the alert can be seen: from then on the host's packets are whole.
+                    if let Some(journal) = journal
+                        && verdict.findings.iter().any(|f| f.class.is_alarm())
+                    {
+                        journal.monitor().alerted(watched.scope.host.ip());
+                    }
+                    outputs.verdict(watched, verdict);
+                });
             }
             if ended && taken == 0 {
                 break;
@@ -612,7 +632,7 @@ impl Outputs {
             line.clear();
             // Writing to memory cannot fail.
             let _ = watched.eve.write(verdict, finding, &mut line);
-            if finding.class.is_alarming() {
+            if finding.class.is_alarm() {
                 self.front.reception.alert(verdict.start_ns, &line);
             }
             if finding.class != Class::Idle || watched.show_idle {

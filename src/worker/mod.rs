@@ -65,11 +65,24 @@ impl Hint for Machine {
 
 /// How long to wait for a full event ring; it takes longer than this to empty.
 const FULL: Duration = Duration::from_micros(100);
+/// Events that one burst may make. Where the source waits for us, a burst is received when there is
+/// room for as many: who stands still within a burst keeps the journal on its lcore from going on,
+/// and events may be waiting for that.
+const ROOM: usize = 1024;
+
+/// An event on its way to the control thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    pub event: FlowEvent,
+    /// Packets that its worker had received: the journal gets them all, in order, or loses them.
+    pub received: u64,
+}
 
 /// Sends events to the control thread.
 struct EventRing {
-    ring: Producer<FlowEvent>,
+    ring: Producer<Report>,
     waits: bool,
+    received: u64,
     sent: u64,
 }
 
@@ -80,11 +93,11 @@ impl EventSink for EventRing {
     }
 
     fn push(&mut self, event: FlowEvent) {
-        let mut event = event;
+        let mut report = Report { event, received: self.received };
         self.sent += 1;
-        // Only where the source waits for us can the ring be full: the control thread empties it.
-        while let Err(rtrb::PushError::Full(back)) = self.ring.push(event) {
-            event = back;
+        // There was room; if that was not enough, the control thread empties it.
+        while let Err(rtrb::PushError::Full(back)) = self.ring.push(report) {
+            report = back;
             std::thread::sleep(FULL);
         }
     }
@@ -249,7 +262,7 @@ impl Worker {
     pub fn new(
         input: Input,
         table: FlowTable<Machine>,
-        events: Producer<FlowEvent>,
+        events: Producer<Report>,
         journal: Option<Giver>,
     ) -> Self {
         let waits = input.waits();
@@ -259,7 +272,7 @@ impl Worker {
             journal,
             watcher: None,
             peek: None,
-            events: EventRing { ring: events, waits, sent: 0 },
+            events: EventRing { ring: events, waits, received: 0, sent: 0 },
             reader: None,
             batch: Batch::default(),
             filter: None,
@@ -304,12 +317,15 @@ impl Worker {
     /// One burst, or one step of the end.
     pub fn turn(&mut self, stopping: bool) -> Turn {
         if self.received_until.is_none() {
-            let turn = if self.hand_to_journal() { self.receive() } else { Turn::Idle };
+            let ready = self.hand_to_journal() && (!self.waits || self.events.ring.slots() >= ROOM);
+            let turn = if ready { self.receive() } else { Turn::Idle };
             if self.peek.as_ref().is_some_and(|p| p.is_wanted()) {
                 return self.copy_flows(turn);
             }
             return turn;
         }
+        // Flows wait in the table for room, as they do live.
+        self.events.waits = false;
         if self.watcher.as_mut().is_some_and(|w| !w.finish()) {
             return Turn::Idle;
         }
@@ -365,7 +381,11 @@ impl Worker {
                 Turn::Busy
             }
             Poll::Packets(_) => {
+                let before = self.events.received;
+                self.events.received += self.batch.packets.len() as u64;
                 self.account();
+                // Silenced ones are gone by now, and the journal never sees them.
+                self.events.received = before + self.batch.packets.len() as u64;
                 self.hand_to_journal();
                 Turn::Busy
             }
