@@ -4,12 +4,15 @@
 # make bench-check  instructions per packet against the committed figures (BLESS=--bless)
 # make soak   the journal under 200,000 power cuts and 1,000 kills (hours)
 # make fuzz   the parsers under coverage-guided fuzzing, FUZZ_SECONDS=60 each (stable toolchain)
+# make install | uninstall   on this machine, with the systemd service (as root)
+# make deb    the Debian package, in target/deb
+# make vm-test  the package in a Debian guest under qemu: NIC, service, power cut, undo (minutes)
 # make build | lint | clean
 
 CARGO ?= cargo
 CAPTURE := tests/captures/home.pcap.gz
 
-.PHONY: run build test bench bench-check soak fuzz lint toolchain clean
+.PHONY: run build test bench bench-check soak fuzz install uninstall deb vm-test lint toolchain clean
 
 run: build
 	@scripts/setup-hugepages.sh || true
@@ -50,6 +53,22 @@ FUZZ_SECONDS ?= 60
 fuzz: toolchain
 	@scripts/install-packages.sh build
 	fuzz/run.sh $(FUZZ_SECONDS)
+
+install: $(if $(wildcard target/release/malakocut),,build)
+	scripts/install.sh target/release
+
+uninstall:
+	scripts/install.sh --undo
+
+deb: build
+	scripts/package-deb.sh target/release target/deb
+
+# VM_PROFILE=debug tests a quick build.
+VM_PROFILE ?= release
+vm-test: toolchain
+	@scripts/install-packages.sh build
+	$(CARGO) build --locked --bins $(if $(filter release,$(VM_PROFILE)),--release)
+	tests/vm/run.py target/$(VM_PROFILE)
 
 lint: toolchain
 	$(CARGO) fmt --all --check

@@ -23,6 +23,15 @@ fn main() -> ExitCode {
         }
         Err(e) => return refuse(&e),
     };
+    if config.check_only {
+        return match sensor::check(&config) {
+            Ok(()) => {
+                println!("the configuration is good");
+                ExitCode::SUCCESS
+            }
+            Err(e) => refuse(&e),
+        };
+    }
     if let Err(e) = start_log(config.debug) {
         return refuse(&format!("malakocut_debug.log: {e}"));
     }

@@ -225,6 +225,6 @@ fn an_idle_sensor_leaves_the_cpu_alone_unless_it_is_to_poll_on() {
     let Some(pair) = Pair::new() else { return };
     // The figures themselves are a benchmark's.
     let (adaptive, _) = idle_percent(&pair, &[]);
-    let (_, busy) = idle_percent(&pair, &["--poll", "busy"]);
+    let (_, busy) = idle_percent(&pair, &["--idle", "busy"]);
     assert!(adaptive < 25.0 && busy > 75.0, "{adaptive} {busy}");
 }

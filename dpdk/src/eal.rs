@@ -100,7 +100,7 @@ impl Eal {
         Port::by_name(address).ok_or_else(|| Error::Device {
             name: address.into(),
             why: explain(
-                "DPDK found no port there; bind the card to vfio-pci first (dpdk-devbind.py -b vfio-pci ADDRESS)",
+                "DPDK found no port there; bind the card first (malakocut-cli nic bind ADDRESS)",
             ),
         })
     }

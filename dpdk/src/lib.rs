@@ -4,6 +4,8 @@
 //! * [`mempool`], [`mbuf`]: packet buffers that free themselves.
 //! * [`memory`]: prefetch and large pages.
 //! * [`port`]: configure, start and read a port; each receive queue is handed out once.
+//! * [`idle`]: sleeping until a queue has something.
+//! * [`clock`]: whether the kernel's clock is synchronised.
 //! * [`lcore`]: threads pinned to CPUs and known to DPDK, so that they get a mempool cache.
 //! * [`netif`]: what the AF_PACKET driver leaves to others: promiscuous mode, offloads and the
 //!   kernel's own drop counter of an ordinary network interface.
@@ -11,7 +13,9 @@
 //! Nothing here knows of flows, files or the sensor. All of the workspace's `unsafe` code lives in
 //! this crate and in `dpdk-sys`.
 
+pub mod clock;
 pub mod eal;
+pub mod idle;
 pub mod lcore;
 pub mod mbuf;
 pub mod memory;
@@ -20,9 +24,10 @@ pub mod netif;
 pub mod port;
 
 pub use eal::{Eal, EalConfig, Memory};
+pub use idle::Bell;
 pub use mbuf::{BURST, Burst, Mbuf, Meta};
 pub use mempool::Mempool;
-pub use port::{Port, PortConfig, PortStats, RxQueue};
+pub use port::{Link, Port, PortConfig, PortInfo, PortStats, RxQueue, Spread};
 
 /// What can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]

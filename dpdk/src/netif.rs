@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use crate::{Error, Result};
+use crate::{Bell, Error, Result};
 
 /// `ethtool` switches that merge or cut frames, or take the VLAN tag off: (name, read, write).
 const SWITCHES: [(&str, u32, u32); 3] = [
@@ -33,6 +33,7 @@ struct EthtoolValue {
 #[derive(Debug)]
 pub struct Takeover {
     name: String,
+    index: i32,
     /// Holds the promiscuous membership and serves the ioctls.
     socket: OwnedFd,
     /// (command that writes it, former value) of each switch that was changed.
@@ -66,6 +67,7 @@ impl Takeover {
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         let mut this = Self {
             name: name.into(),
+            index,
             socket,
             former: Vec::new(),
             was_down: false,
@@ -75,6 +77,21 @@ impl Takeover {
         this.add_promiscuous(index).map_err(|e| fail("promiscuous mode was refused", e))?;
         this.offloads_off();
         Ok(this)
+    }
+
+    /// Whether the interface is gone, or another one has its name.
+    pub fn is_gone(&self) -> bool {
+        index_of(&self.name).ok() != Some(self.index)
+    }
+
+    /// Whether the interface is up and the other end is there; `None` where it is gone.
+    pub fn has_link(&self) -> Option<bool> {
+        self.flags().ok().map(|f| f & libc::IFF_RUNNING as i16 != 0)
+    }
+
+    /// The interface's name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Names of the offloads that were switched off.
@@ -237,6 +254,11 @@ impl KernelCounters {
             }
         }
         Ok(Self { sockets, packets: 0, drops: 0 })
+    }
+
+    /// What rings when a packet comes, one for each socket, in the order of the driver's queues.
+    pub fn bells(&self) -> impl ExactSizeIterator<Item = Bell> {
+        self.sockets.iter().map(|&fd| Bell { fd, rings: None })
     }
 
     /// Adds what the kernel counted since the last call.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use dpdk_sys as sys;
 
+use crate::idle::Bell;
 use crate::mbuf::{Burst, receive_into};
 use crate::{Error, Mempool, Result, strerror};
 
@@ -27,6 +28,9 @@ pub struct PortInfo {
     pub max_rx_queues: u16,
     /// Length of the RSS key in bytes; 0 where the device has no RSS.
     pub hash_key_size: u8,
+    /// Entries of the table from hash to queue.
+    pub reta_size: u16,
+    pub max_mtu: u16,
     rss_offloads: u64,
     rx_offloads: u64,
 }
@@ -36,6 +40,56 @@ impl PortInfo {
     pub fn has_rss(&self) -> bool {
         self.rss_offloads & sys::SHIM_RSS_IP != 0
     }
+
+    /// Whether the device can lay a frame over several buffers.
+    pub fn scatters(&self) -> bool {
+        self.rx_offloads & sys::SHIM_RX_OFFLOAD_SCATTER != 0
+    }
+}
+
+/// How a running port spreads packets over its queues, as the device reports it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spread {
+    pub key: Vec<u8>,
+    /// What is hashed, such as `ipv4`.
+    pub functions: Vec<&'static str>,
+    /// Entries of the table from hash to queue, and how many queues stand in it; `None` where the
+    /// device does not say.
+    pub table: Option<(u16, usize)>,
+}
+
+impl Spread {
+    /// Whether both directions of a flow get the same hash.
+    pub fn is_symmetric(&self) -> bool {
+        !self.key.is_empty() && self.key.chunks(2).all(|pair| SYMMETRIC_KEY.starts_with(pair))
+    }
+}
+
+/// Bits of the hash functions of RTE_ETH_RSS_*, which are numbered alike in IPv4 and IPv6.
+const FUNCTIONS: [(u32, &str); 15] = [
+    (2, "ipv4"),
+    (3, "ipv4-frag"),
+    (4, "ipv4-tcp"),
+    (5, "ipv4-udp"),
+    (6, "ipv4-sctp"),
+    (7, "ipv4-other"),
+    (8, "ipv6"),
+    (9, "ipv6-frag"),
+    (10, "ipv6-tcp"),
+    (11, "ipv6-udp"),
+    (12, "ipv6-sctp"),
+    (13, "ipv6-other"),
+    (15, "ipv6-ex"),
+    (16, "ipv6-tcp-ex"),
+    (17, "ipv6-udp-ex"),
+];
+
+/// The state of a port's link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub is_up: bool,
+    /// `None`: the device does not say.
+    pub mbit: Option<u32>,
 }
 
 /// How to set a port up.
@@ -44,6 +98,10 @@ pub struct PortConfig {
     pub rx_queues: u16,
     /// Packets that each queue's ring should hold; rounded to what the device allows.
     pub descriptors: u16,
+    /// Ask the device for an interrupt when a queue gets its first packet, for [`RxQueue::bell`].
+    pub interrupts: bool,
+    /// Take frames as large as the device can.
+    pub jumbo: bool,
 }
 
 /// A port's own counters.
@@ -59,6 +117,8 @@ pub struct PortStats {
     pub no_buffer: u64,
 }
 
+/// What switches call jumbo frames, and a little more.
+const JUMBO_MTU: u16 = 9600;
 /// Both directions of a flow give the same hash with this key repeated.
 const SYMMETRIC_KEY: [u8; 2] = [0x6d, 0x5a];
 
@@ -90,6 +150,8 @@ impl Port {
             driver,
             max_rx_queues: info.max_rx_queues,
             hash_key_size: info.hash_key_size,
+            reta_size: info.reta_size,
+            max_mtu: info.max_mtu,
             rss_offloads: info.flow_type_rss_offloads,
             rx_offloads: info.rx_offload_capa,
         })
@@ -109,7 +171,7 @@ impl Port {
         if Arc::strong_count(&self.queues) > 1 {
             return Err(Error::QueuesInUse { name: self.name.clone() });
         }
-        self.configure(config.rx_queues)?;
+        self.configure(config)?;
         let (mut rx, mut tx) = (config.descriptors, 0u16);
         // SAFETY: both pointers are to live locals.
         let rc =
@@ -138,7 +200,8 @@ impl Port {
             .collect())
     }
 
-    fn configure(&self, rx_queues: u16) -> Result<()> {
+    fn configure(&self, config: &PortConfig) -> Result<()> {
+        let rx_queues = config.rx_queues;
         let info = self.info()?;
         let mut key: Vec<u8> =
             SYMMETRIC_KEY.into_iter().cycle().take(usize::from(info.hash_key_size)).collect();
@@ -158,7 +221,12 @@ impl Port {
                 conf.rx_adv_conf.rss_conf.rss_key_len = info.hash_key_size;
             }
         }
+        // No other offload: VLAN tags stay in the frame, checksums are nobody's business.
         conf.rxmode.offloads = info.rx_offloads & sys::SHIM_RX_OFFLOAD_SCATTER;
+        if config.jumbo && info.scatters() {
+            conf.rxmode.mtu = u32::from(info.max_mtu.min(JUMBO_MTU));
+        }
+        conf.intr_conf.set_rxq(u32::from(config.interrupts));
         // Without a transmit ring of ours a memif server takes our receive ring for it.
         let tx_queues = u16::from(info.driver == "net_memif");
         // SAFETY: conf and the key it points to live through the call, which copies them.
@@ -179,6 +247,72 @@ impl Port {
         // SAFETY: takes only the port's number.
         let rc = unsafe { sys::rte_eth_promiscuous_enable(self.id) };
         if rc == -libc::ENOTSUP { Ok(()) } else { self.check("promiscuous mode", rc) }
+    }
+
+    /// How the port spreads packets, read back from the device; `None` where it does not say.
+    pub fn spread(&self) -> Result<Option<Spread>> {
+        let info = self.info()?;
+        if info.hash_key_size == 0 {
+            return Ok(None);
+        }
+        let mut key = vec![0u8; usize::from(info.hash_key_size)];
+        let mut conf = sys::rte_eth_rss_conf {
+            rss_key: key.as_mut_ptr(),
+            rss_key_len: info.hash_key_size,
+            ..Default::default()
+        };
+        // SAFETY: conf and the key it points to live through the call, which writes at most
+        // rss_key_len bytes of the key.
+        if unsafe { sys::rte_eth_dev_rss_hash_conf_get(self.id, &raw mut conf) } != 0 {
+            return Ok(None);
+        }
+        let set = FUNCTIONS.iter().filter(|(bit, _)| conf.rss_hf & (1 << bit) != 0);
+        let functions = set.map(|(_, name)| *name).collect();
+        Ok(Some(Spread { key, functions, table: self.table(info.reta_size) }))
+    }
+
+    fn table(&self, size: u16) -> Option<(u16, usize)> {
+        const GROUP: usize = sys::RTE_ETH_RETA_GROUP_SIZE as usize;
+        let entry = sys::rte_eth_rss_reta_entry64 { mask: u64::MAX, ..Default::default() };
+        let mut groups = vec![entry; usize::from(size).div_ceil(GROUP)];
+        // SAFETY: the groups hold `size` entries.
+        let rc = unsafe { sys::rte_eth_dev_rss_reta_query(self.id, groups.as_mut_ptr(), size) };
+        if size == 0 || rc != 0 {
+            return None;
+        }
+        let entries = groups.iter().flat_map(|g| g.reta).take(usize::from(size));
+        let queues: std::collections::BTreeSet<u16> = entries.collect();
+        Some((size, queues.len()))
+    }
+
+    /// Whether the device takes VLAN tags out of the frames.
+    pub fn strips_vlan(&self) -> bool {
+        // SAFETY: takes only the port's number.
+        let offloads = unsafe { sys::rte_eth_dev_get_vlan_offload(self.id) };
+        offloads > 0 && offloads as u32 & sys::RTE_ETH_VLAN_STRIP_OFFLOAD != 0
+    }
+
+    /// The link as it is now; `None` where the device does not say.
+    pub fn link(&self) -> Option<Link> {
+        let (mut mbit, mut up) = (0u32, 0i32);
+        // SAFETY: both pointers are to live locals.
+        let rc = unsafe { sys::shim_link(self.id, &raw mut mbit, &raw mut up) };
+        let known = Some(mbit).filter(|&m| m != 0 && m != u32::MAX);
+        (rc == 0).then_some(Link { is_up: up != 0, mbit: known })
+    }
+
+    /// Whether the card is gone.
+    pub fn is_removed(&self) -> bool {
+        // SAFETY: takes only the port's number.
+        unsafe { sys::rte_eth_dev_is_removed(self.id) == 1 }
+    }
+
+    /// The device's own address.
+    pub fn mac(&self) -> Option<[u8; 6]> {
+        let mut address = sys::rte_ether_addr::default();
+        // SAFETY: a pointer to a live local.
+        let rc = unsafe { sys::rte_eth_macaddr_get(self.id, &raw mut address) };
+        (rc == 0).then_some(address.addr_bytes)
     }
 
     /// The port's counters.
@@ -235,6 +369,13 @@ impl RxQueue {
         unsafe {
             receive_into(burst, |to, room| sys::shim_rx_burst(self.port, self.queue, to, room))
         }
+    }
+
+    /// What rings when a packet comes, where the device has an interrupt for this queue.
+    pub fn bell(&self) -> Option<Bell> {
+        // SAFETY: takes only numbers.
+        let fd = unsafe { sys::rte_eth_dev_rx_intr_ctl_q_get_fd(self.port, self.queue) };
+        (fd >= 0).then_some(Bell { fd, rings: Some((self.port, self.queue)) })
     }
 
     /// The counters of the queue's port.

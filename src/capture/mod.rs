@@ -10,7 +10,7 @@ mod reader;
 mod steer;
 
 use dpdk::mbuf::free_burst;
-use dpdk::{BURST, Burst, Mbuf, Meta};
+use dpdk::{BURST, Bell, Burst, Mbuf, Meta};
 
 pub use file::FileSource;
 pub use port::{PortKind, PortSource};
@@ -140,6 +140,14 @@ impl Source {
         match self {
             Self::File(_) => true,
             Self::Port(s) => s.is_file(),
+        }
+    }
+
+    /// What rings when something comes; `None` where nothing would.
+    pub fn bells(&self) -> Option<Vec<Bell>> {
+        match self {
+            Self::File(_) => None,
+            Self::Port(s) => s.bells(),
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use dpdk::{Meta, RxQueue};
+use dpdk::{Bell, Meta, RxQueue};
 
 use super::{Batch, Poll, Stamp};
 use crate::packet::Link;
@@ -26,6 +26,8 @@ pub struct PortKind {
     pub is_file: bool,
     /// The driver cuts long frames without saying so.
     pub cuts_silently: bool,
+    /// What rings when the queue gets a packet.
+    pub bell: Option<Bell>,
 }
 
 impl PortKind {
@@ -37,6 +39,7 @@ impl PortKind {
             stamps_microseconds: pcap && !infinite,
             is_file: pcap && args.contains("rx_pcap=") && !infinite,
             cuts_silently: pcap || driver == "net_af_packet",
+            bell: None,
         }
     }
 }
@@ -156,6 +159,10 @@ impl PortSource {
             queue.empty_polls = 0;
             queue.ended |= queue.kind.is_file;
         }
+    }
+
+    pub(super) fn bells(&self) -> Option<Vec<Bell>> {
+        self.queues.iter().map(|q| q.kind.bell).collect()
     }
 
     fn is_over(&self) -> bool {

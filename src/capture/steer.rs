@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
-use dpdk::{BURST, Mbuf};
+use dpdk::{BURST, Bell, Mbuf};
 use rtrb::Producer;
 
 use super::{Batch, Complaint, Poll, Source, frame};
@@ -105,6 +105,12 @@ impl Steer {
         while let Some((worker, packet)) = self.held.pop_front() {
             let Some(ring) = self.rings.get_mut(worker) else { continue };
             if let Err(rtrb::PushError::Full(packet)) = ring.push(packet) {
+                if ring.is_abandoned() {
+                    // Its worker is dead: nobody will ever make room.
+                    self.counters.add(Counter::Bytes, u64::from(packet.meta().wire_len));
+                    self.counters.add(Counter::SteerFull, 1);
+                    continue;
+                }
                 self.held.push_front((worker, packet));
                 return false;
             }
@@ -115,6 +121,12 @@ impl Steer {
     /// Takes nothing new from the sources.
     pub fn stop(&mut self) {
         self.sources.iter_mut().for_each(Source::stop);
+    }
+
+    /// What rings when there is something to deal.
+    pub fn bells(&self) -> Option<Vec<Bell>> {
+        let each: Option<Vec<_>> = self.sources.iter().map(Source::bells).collect();
+        each.map(|e| e.concat())
     }
 
     pub fn complaints(&self) -> Vec<Complaint> {

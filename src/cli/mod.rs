@@ -4,9 +4,12 @@
 //! is missing from the answer, damaged, or could not be repaired, as said on standard error; 2 bad
 //! usage, or a directory or output that cannot be used.
 
+mod doctor;
 mod export;
 mod extract;
 mod journal;
+mod nic;
+mod papers;
 mod text;
 mod time;
 
@@ -41,7 +44,7 @@ enum Outcome {
 #[command(
     name = "malakocut-cli",
     version = crate::VERSION,
-    about = "Asks malakocut's journal for packets, and looks after it",
+    about = "Asks malakocut and its journal, and looks after the sensor",
     disable_help_subcommand = true
 )]
 struct Cli {
@@ -57,6 +60,15 @@ enum Command {
     /// Ask how the export is doing, try it, and look after dead letters
     #[command(subcommand)]
     Export(export::Export),
+    /// Say what is wrong with the set-up, and what mends it
+    Doctor(doctor::Doctor),
+    /// List network cards, and hand them to DPDK or back
+    #[command(subcommand)]
+    Nic(nic::Nic),
+    /// Print a shell's completions
+    Completions(papers::Completions),
+    /// Write the manual pages
+    Man(papers::Man),
     /// List, check and repair the journal's files
     #[command(subcommand)]
     Journal(journal::Journal),
@@ -105,6 +117,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Extract(extract) => extract.run(),
         Command::Export(export) => export.run(),
         Command::Journal(journal) => journal.run(),
+        Command::Nic(nic) => nic.run(),
+        Command::Doctor(doctor) => doctor.run(),
+        Command::Completions(completions) => Ok(completions.run()),
+        Command::Man(man) => man.run(),
     };
     match done {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

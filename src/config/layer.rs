@@ -39,12 +39,17 @@ pub enum SummaryFormat {
 /// What an lcore does when nothing arrives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum PollMode {
-    /// Polls on: the least delay, a whole core each.
-    Busy,
+pub enum Idle {
+    /// Sleeps until the device rings, where it can and the lcore has nothing else to watch; else as
+    /// [`Idle::Sleep`].
+    Interrupt,
     /// Polls less often the longer nothing came, once a millisecond at last.
     #[default]
-    Adaptive,
+    #[value(alias = "adaptive")]
+    #[serde(alias = "adaptive")]
+    Sleep,
+    /// Polls on: the least delay, a whole core each.
+    Busy,
 }
 
 /// The settings of one layer.
@@ -55,11 +60,13 @@ pub struct Layer {
     /// work; one alone does both [default: one on any CPU]
     #[arg(long, value_name = "LIST")]
     pub lcores: Option<String>,
-    /// What an lcore does when nothing arrives: sleep longer and longer, up to 1 ms, or poll on and
-    /// use its whole core [default: adaptive]
-    #[arg(long, value_name = "adaptive|busy", hide_possible_values = true)]
-    pub poll: Option<PollMode>,
-    /// Kernel interface to take over by the AF_PACKET driver [default: enp3s0]
+    /// What an lcore does when nothing arrives: wait for the device's interrupt, sleep longer and
+    /// longer, up to 1 ms, or poll on and use its whole core [default: sleep]
+    #[arg(long, alias = "poll", value_name = "interrupt|sleep|busy", hide_possible_values = true)]
+    #[serde(alias = "poll")]
+    pub idle: Option<Idle>,
+    /// Interface to take over: by its DPDK driver if the card is bound (malakocut-cli nic), else by
+    /// the AF_PACKET driver [default: enp3s0]
     #[arg(long, value_name = "IFACE", group = "source")]
     pub interface: Option<String>,
     /// DPDK virtual device, repeatable: net_af_packet0,iface=enp3s0 | net_pcap0,rx_pcap=f.pcap
@@ -228,7 +235,7 @@ impl Layer {
         let list = |mine: Vec<String>, theirs| if mine.is_empty() { theirs } else { mine };
         Self {
             lcores: self.lcores.or(lower.lcores),
-            poll: self.poll.or(lower.poll),
+            idle: self.idle.or(lower.idle),
             interface: if sourced { self.interface } else { lower.interface },
             vdev: if sourced { self.vdev } else { lower.vdev },
             pci: if sourced { self.pci } else { lower.pci },

@@ -15,13 +15,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::filter;
 use crate::journal::admit::Rules;
 
 pub use capture::CaptureRules;
-pub use layer::{Layer, PollMode, SummaryFormat, Switch};
+pub use layer::{Idle, Layer, SummaryFormat, Switch};
 
 use crate::detect::watch::Watched;
 
@@ -31,7 +31,8 @@ use crate::export;
 pub const DEFAULT_FILE: &str = "/etc/malakocut/malakocut.toml";
 /// Where the sensor keeps its data when nobody says.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/malakocut";
-const DEFAULT_INTERFACE: &str = "enp3s0";
+/// What is listened on when nobody says.
+pub const DEFAULT_INTERFACE: &str = "enp3s0";
 
 /// Bad usage; the message names the option or key and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +47,7 @@ pub enum ConfigError {
 /// Where packets come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceConfig {
-    /// A kernel interface by the AF_PACKET driver.
+    /// An interface, by its DPDK driver or the AF_PACKET driver.
     Interface(String),
     /// DPDK virtual devices, each as `name,key=value,...`.
     Vdevs(Vec<String>),
@@ -76,7 +77,7 @@ pub struct Config {
     pub source: SourceConfig,
     /// `None`: one lcore on any CPU.
     pub lcores: Option<String>,
-    pub poll: PollMode,
+    pub idle: Idle,
     pub data_dir: PathBuf,
     pub flow_log: Option<PathBuf>,
     pub eve_log: Option<PathBuf>,
@@ -108,6 +109,8 @@ pub struct Config {
     /// Exporters by name, `none` and `file` left out.
     pub exporters: Vec<String>,
     pub export: export::Settings,
+    /// Nothing is to run.
+    pub check_only: bool,
 }
 
 /// malakocut, a network detection and response sensor for a mirror port.
@@ -131,6 +134,9 @@ struct Args {
     /// Configuration file
     #[arg(long, value_name = "FILE", env = "MALAKOCUT_CONFIG")]
     config: Option<PathBuf>,
+    /// Check the configuration, say what is wrong with it, and end
+    #[arg(long)]
+    check_config: bool,
     #[command(flatten)]
     layer: Layer,
 }
@@ -141,7 +147,56 @@ impl Config {
         let args = Args::try_parse_from(original_spellings(env::args_os()))?;
         let environment = Layer::from_environment(|name| env::var_os(name))?;
         let file = file_layer(args.config.as_deref())?;
-        Self::of(args.layer.named("command line").over(environment).over(file))
+        let this = Self::of(args.layer.named("command line").over(environment).over(file))?;
+        Ok(Self { check_only: args.check_config, ..this })
+    }
+
+    /// From a configuration file alone, the usual one if none is given.
+    pub fn of_file(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::of(file_layer(path)?)
+    }
+
+    /// The keys in which another configuration says something else.
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let mut out = Vec::new();
+        macro_rules! compare {
+            ($($key:ident),*) => {
+                // Every key must stand here.
+                let Self { $($key: _),* } = self;
+                $(if format!("{:?}", self.$key) != format!("{:?}", other.$key) {
+                    out.push(stringify!($key));
+                })*
+            };
+        }
+        compare!(
+            source,
+            lcores,
+            idle,
+            data_dir,
+            flow_log,
+            eve_log,
+            inspect_packets,
+            watch,
+            max_flows,
+            idle_timeout,
+            active_timeout,
+            capture,
+            blocklist,
+            journal,
+            rotate_size,
+            retention,
+            journal_quota,
+            min_free,
+            journal_rules,
+            journal_filter_is_default,
+            summary,
+            sensor,
+            debug,
+            exporters,
+            export,
+            check_only
+        );
+        out
     }
 
     fn of(l: Layer) -> Result<Self, ConfigError> {
@@ -204,7 +259,7 @@ impl Config {
         Ok(Self {
             source,
             lcores: l.lcores,
-            poll: l.poll.unwrap_or_default(),
+            idle: l.idle.unwrap_or_default(),
             data_dir: l.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
             flow_log,
             eve_log: l.eve_log,
@@ -228,8 +283,14 @@ impl Config {
             debug: l.debug,
             exporters,
             export,
+            check_only: false,
         })
     }
+}
+
+/// The command line, for completions and the manual.
+pub fn command() -> clap::Command {
+    Args::command()
 }
 
 /// What the journal keeps of live sources unless somebody says otherwise.
@@ -313,6 +374,55 @@ mod tests {
         assert!(c.journal && c.summary.is_none());
     }
 
+    /// The keys that a table may have, as the parser itself lists them.
+    fn keys(table: &str) -> Vec<String> {
+        let text = if table.is_empty() { "zzz = 1".into() } else { format!("[{table}]\nzzz = 1") };
+        let error = toml::from_str::<Layer>(&text).unwrap_err().message().to_owned();
+        assert!(error.contains("unknown field `zzz`"), "{error}");
+        error.split('`').skip(3).step_by(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_key_stands_in_the_shipped_configuration() {
+        let shipped = include_str!("../../configs/malakocut.toml");
+        let mut table = String::new();
+        let mut found = std::collections::BTreeSet::new();
+        for line in shipped.lines() {
+            // Commented out or not.
+            let line = line.trim_start_matches(['#', ' ']);
+            if let Some(name) = line.strip_prefix('[').and_then(|l| l.split(']').next()) {
+                table = name.trim_start_matches('[').to_owned();
+            } else if let Some((key, _)) = line.split_once(" = ") {
+                found.insert(format!("{table}.{}", key.trim()));
+            }
+        }
+        let exporters = ["secops", "nats", "kafka"];
+        let mut tables: Vec<String> =
+            vec![String::new(), "export.spool".into(), "export.file".into()];
+        tables.extend(exporters.map(|e| format!("export.{e}")));
+        tables.extend(["export.secops.delivery".into(), "export.secops.fields".into()]);
+        for table in tables {
+            for key in keys(&table) {
+                // Tables of their own.
+                let nested = ["export", "detect", "delivery", "fields"].contains(&key.as_str());
+                // --read is for the command line.
+                if nested || key == "read" {
+                    continue;
+                }
+                assert!(found.contains(&format!("{table}.{key}")), "[{table}] {key}");
+            }
+        }
+        assert!(found.contains("detect.watch.address"));
+    }
+
+    #[test]
+    fn what_a_reload_finds_changed_is_named() {
+        let (a, b) = (parse(&[], &[], "").unwrap(), parse(&[], &[], "").unwrap());
+        assert_eq!(a.differences(&b), [""; 0]);
+        let c = parse(&["--max-flows", "5"], &[], "retention = \"1h\"").unwrap();
+        assert_eq!(a.differences(&c), ["max_flows", "retention"]);
+    }
+
     #[test]
     fn a_source_hides_the_sources_of_lower_layers() {
         let env = [("MALAKOCUT_INTERFACE", "eth7")];
@@ -346,7 +456,7 @@ mod tests {
             (&["--capture-filter", "/no/such/file"], "--capture-filter /no/such/file"),
             (&["--blocklist", "x", "--inspect-packets", "0"], "--inspect-packets"),
             (&["--journal-cutoff", "some"], "--journal-cutoff"),
-            (&["--poll", "sometimes"], "--poll"),
+            (&["--idle", "sometimes"], "--idle"),
             (&["--frobnicate"], "--frobnicate"),
             (&["stray"], "stray"),
         ] {

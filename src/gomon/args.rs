@@ -12,6 +12,11 @@ use super::GomonError;
 use super::log::Level;
 use crate::detect::{DEFAULT_LIMIT, EveStyle, Host, Prefix, Rules, ScanMode, Scope};
 
+/// The command line, for completions and the manual.
+pub fn command() -> clap::Command {
+    Args::command()
+}
+
 const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 const CAPTURE_DIR: &str = "captures";
 /// The most endpoints that may be tracked; they take about 1 GB.

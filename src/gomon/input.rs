@@ -15,6 +15,7 @@ use super::GomonError;
 use super::monitor::Monitor;
 use crate::capture::{Batch, CaptureReader, Poll, frame};
 use crate::config::SourceConfig;
+use crate::nic::Machine;
 use crate::packet::{Frame, Link};
 use crate::sensor::inputs::{Inputs, Prepared, Started};
 use crate::status::{Counters, Group};
@@ -75,7 +76,7 @@ pub(super) fn open(name: &str) -> Result<Input, GomonError> {
         let reader = CaptureReader::open(path, BUFFER)?;
         return Ok(Input::File(Box::new(reader), Stop::on_signals()?));
     }
-    if !netif::exists(name) {
+    if !netif::exists(name) && Machine::default().find(name).is_err() {
         return Err(GomonError::NoInput(name.into()));
     }
     let prepared = Prepared::new(&SourceConfig::Interface(name.into()))?;

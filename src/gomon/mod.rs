@@ -19,7 +19,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-pub use args::Options;
+pub use args::{Options, command};
 pub use monitor::Totals;
 
 use crate::capture::OpenError;

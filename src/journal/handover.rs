@@ -51,6 +51,11 @@ impl Giver {
         }
     }
 
+    /// Whether nobody will ever take anything.
+    pub fn is_abandoned(&self) -> bool {
+        self.ring.is_abandoned()
+    }
+
     /// Drops packets that could not be given.
     #[cold]
     pub fn lose(&mut self, packets: &mut Burst) {

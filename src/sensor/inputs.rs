@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use dpdk::netif::{self, KernelCounters, Takeover};
 use dpdk::port::PortInfo;
@@ -10,6 +11,7 @@ use dpdk::{Eal, EalConfig, Memory, Mempool, Port, PortConfig, RxQueue};
 use super::RunError;
 use crate::capture::{CaptureReader, FileSource, PortKind, PortSource, Source};
 use crate::config::SourceConfig;
+use crate::nic::{Choice, Machine, NicError};
 use crate::status::{Counter, Counters};
 
 /// Bytes of packet data in a buffer, unless the device's frames are larger.
@@ -42,10 +44,13 @@ pub(crate) struct Prepared {
 }
 
 /// Running inputs.
+#[derive(Default)]
 pub(crate) struct Inputs {
     ports: Vec<Port>,
     kernel: Vec<KernelCounters>,
-    _takeovers: Vec<Takeover>,
+    takeovers: Arc<Vec<Takeover>>,
+    /// The link of each port or interface, by name, as last seen.
+    links: Vec<(String, Option<bool>)>,
 }
 
 impl Prepared {
@@ -64,14 +69,7 @@ impl Prepared {
         match source {
             SourceConfig::Files(paths) => this.files = FileSource::open(paths)?,
             SourceConfig::Pci(addresses) => this.pci.clone_from(addresses),
-            SourceConfig::Interface(name) => {
-                this.take_over(name)?;
-                this.devices.push(Device {
-                    name: "net_af_packet0".into(),
-                    args: format!("iface={name},{AF_PACKET_RING}"),
-                    interface: Some(name.clone()),
-                });
-            }
+            SourceConfig::Interface(name) => this.interface(name)?,
             SourceConfig::Vdevs(all) => {
                 for vdev in all {
                     this.vdev(vdev)?;
@@ -79,6 +77,28 @@ impl Prepared {
             }
         }
         Ok(this)
+    }
+
+    fn interface(&mut self, name: &str) -> Result<(), RunError> {
+        match Machine::default().choose(name) {
+            Ok(Choice::Pmd { address, why }) => {
+                tracing::info!("interface {name} is card {address}: {why}");
+                self.pci.push(address);
+                return Ok(());
+            }
+            Ok(Choice::Kernel(why)) => {
+                tracing::info!("interface {name}: the AF_PACKET driver reads it, since {why}");
+            }
+            Err(NicError::Unknown(_)) => {}
+            Err(e) => return Err(RunError::Input(e.to_string())),
+        }
+        self.take_over(name)?;
+        self.devices.push(Device {
+            name: "net_af_packet0".into(),
+            args: format!("iface={name},{AF_PACKET_RING}"),
+            interface: Some(name.to_owned()),
+        });
+        Ok(())
     }
 
     fn take_over(&mut self, name: &str) -> Result<(), RunError> {
@@ -172,7 +192,7 @@ impl Prepared {
             let source = Source::File(FileSource::new(self.files, pool));
             return Ok(Started {
                 eal,
-                inputs: Inputs { ports: Vec::new(), kernel: Vec::new(), _takeovers: Vec::new() },
+                inputs: Inputs::default(),
                 queues: Queues::File(Box::new(source)),
             });
         }
@@ -182,6 +202,7 @@ impl Prepared {
         for address in &self.pci {
             let port = eal.pci_port(address)?;
             let (rx, symmetric) = start_port(&port, "", workers, &pool)?;
+            say_how_it_is_set_up(&port)?;
             spread &= symmetric;
             queues.push(rx);
             ports.push(port);
@@ -189,17 +210,28 @@ impl Prepared {
         let mut kernel = Vec::new();
         for device in &self.devices {
             let port = eal.attach_vdev(&device.name, &device.args)?;
+            let (mut rx, symmetric) = start_port(&port, &device.args, workers, &pool)?;
             if let Some(interface) = &device.interface {
-                kernel.push(KernelCounters::find(interface)?);
+                let counters = KernelCounters::find(interface)?;
+                if counters.bells().len() == rx.len() {
+                    rx.iter_mut()
+                        .zip(counters.bells())
+                        .for_each(|((_, kind), b)| kind.bell = Some(b));
+                }
+                kernel.push(counters);
             }
-            let (rx, symmetric) = start_port(&port, &device.args, workers, &pool)?;
             spread &= symmetric;
             queues.push(rx);
             ports.push(port);
         }
         Ok(Started {
             eal,
-            inputs: Inputs { ports, kernel, _takeovers: self.takeovers },
+            inputs: Inputs {
+                ports,
+                kernel,
+                takeovers: Arc::new(self.takeovers),
+                links: Vec::new(),
+            },
             queues: Queues::Ports { queues, spread },
         })
     }
@@ -268,14 +300,58 @@ fn start_port(
     } else {
         1
     };
-    let queues = port.start(&PortConfig { rx_queues, descriptors: DESCRIPTORS }, pool)?;
+    let is_card = !info.driver.starts_with("net_pcap") && info.driver != "net_af_packet";
+    let mut config =
+        PortConfig { rx_queues, descriptors: DESCRIPTORS, interrupts: is_card, jumbo: is_card };
+    let queues = match port.start(&config, pool) {
+        Ok(queues) => queues,
+        // Drivers without interrupts, or without jumbo frames on this card, say so only now.
+        Err(e) if is_card => {
+            tracing::debug!("{e}; tried again without interrupts and jumbo frames");
+            (config.interrupts, config.jumbo) = (false, false);
+            port.start(&config, pool)?
+        }
+        Err(e) => return Err(e.into()),
+    };
     // The AF_PACKET driver's interface is made promiscuous by the takeover, which puts it back.
     if info.driver != "net_af_packet" {
         port.promiscuous()?;
     }
     tracing::info!("port {}: driver {}, {rx_queues} receive queue(s)", port.name(), info.driver);
     // The kernel's fanout hashes ports, which fragments lack: its queues do not keep a flow together.
-    Ok((queues.into_iter().map(|q| (q, kind)).collect(), info.has_rss()))
+    let with_bell = |q: RxQueue| {
+        let bell = if config.interrupts { q.bell() } else { None };
+        (q, PortKind { bell, ..kind })
+    };
+    Ok((queues.into_iter().map(with_bell).collect(), info.has_rss()))
+}
+
+/// What the device itself reports of how it was set up.
+fn say_how_it_is_set_up(port: &Port) -> Result<(), RunError> {
+    let name = port.name();
+    if port.strips_vlan() {
+        tracing::warn!("port {name}: the device takes VLAN tags out of frames");
+    }
+    match port.spread()? {
+        None => tracing::info!("port {name}: no RSS"),
+        Some(spread) => {
+            let key: String = spread.key.iter().map(|b| format!("{b:02x}")).collect();
+            let table = match spread.table {
+                Some((entries, queues)) => format!("{entries} table entries for {queues} queue(s)"),
+                None => "a table that it does not show".into(),
+            };
+            tracing::info!(
+                "port {name}: RSS by {}; {table}; key {key}, {}",
+                if spread.functions.is_empty() {
+                    "nothing".into()
+                } else {
+                    spread.functions.join(" ")
+                },
+                if spread.is_symmetric() { "the same for both directions" } else { "its own" },
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Hugepages if enough are free, else ordinary pages; files never need hugepages.
@@ -336,6 +412,47 @@ impl Inputs {
             out.add(Counter::KernelDrops, kernel.drops);
         }
         out
+    }
+
+    /// Looks at links and interfaces: says what changed; the state for whoever asks.
+    ///
+    /// # Errors
+    /// An interface or card is gone: what is left does not come back by itself.
+    pub(crate) fn look(&mut self) -> Result<Option<bool>, String> {
+        if let Some(gone) = self.takeovers.iter().find(|t| t.is_gone()) {
+            return Err(format!("interface {} is gone", gone.name()));
+        }
+        if let Some(gone) = self.ports.iter().find(|p| p.is_removed()) {
+            return Err(format!("port {}: the card is gone", gone.name()));
+        }
+        let mut now: Vec<(String, Option<bool>)> =
+            self.takeovers.iter().map(|t| (t.name().to_owned(), t.has_link())).collect();
+        if self.takeovers.is_empty() {
+            let up = |p: &Port| p.link().map(|l| l.is_up);
+            now = self.ports.iter().map(|p| (p.name().to_owned(), up(p))).collect();
+        }
+        for (at, (name, is_up)) in now.iter().enumerate() {
+            // Up at the start is as it should be.
+            let before = self.links.get(at).map_or(Some(true), |(_, up)| *up);
+            match (before, is_up) {
+                (Some(true), Some(false)) => tracing::warn!("{name}: the link is down"),
+                (Some(false), Some(true)) => tracing::info!("{name}: the link is up"),
+                _ => {}
+            }
+        }
+        self.links = now;
+        Ok(self.links.iter().filter_map(|(_, up)| *up).reduce(|a, b| a && b))
+    }
+
+    /// What puts the interfaces back once nobody has it any more; that takes the capabilities of the
+    /// thread in which it happens.
+    pub(crate) fn custody(&self) -> Arc<Vec<Takeover>> {
+        Arc::clone(&self.takeovers)
+    }
+
+    /// The addresses of the machine's own on these ports.
+    pub(crate) fn macs(&self) -> Vec<[u8; 6]> {
+        self.ports.iter().filter_map(Port::mac).collect()
     }
 
     /// Packets that the kernel took in for us, those it dropped included.

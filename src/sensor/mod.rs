@@ -1,15 +1,18 @@
 //! The whole sensor: opens, starts, runs, and ends in the right order.
 //!
-//! Start: everything that can be refused for a plain reason, then DPDK, then ports, then lcores.
+//! Start: everything that can be refused for a plain reason, then DPDK and its ports; then a thread
+//! without capabilities starts and attends to all the rest: journal, exporters, lcores.
 //! End (a signal, or the end of the files): sources take nothing new in and are read out; workers
 //! report their flows and end; the journal's lcore ends when they have; its writer when that has;
 //! then losses are counted for the last time, ports stop, and interfaces are put back.
 
 mod desk;
 mod front;
+mod health;
 pub(crate) mod inputs;
 mod plan;
 mod quiet;
+mod service;
 mod summary;
 
 use std::collections::hash_map::RandomState;
@@ -23,10 +26,11 @@ use dpdk::lcore::{self, Lcore, Thread};
 use rtrb::RingBuffer;
 
 use crate::capture::{Complaint, OpenError, Source, Steer};
-use crate::config::{Config, PollMode, SourceConfig, SummaryFormat};
+use crate::config::{Config, Idle, SourceConfig, SummaryFormat};
 use crate::control::{Ask, Reloaded};
 use crate::detect::watch::{self, Watched, Watches};
 use crate::detect::{Class, Verdict};
+use crate::doctor::Look;
 use crate::eve::EveWriter;
 use crate::event::{About, EventWriter, FlowEvent, Note};
 use crate::export::{
@@ -38,12 +42,14 @@ use crate::inspect::collect::Heard;
 use crate::journal::{self, JournalConfig, JournalError, Scribe, retention};
 use crate::shunt::{Blocklist, ListError};
 use crate::status::{Counter, Counters, Group, Published};
-use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
+use crate::worker::{Input, LcoreReport, Machine, Rest, Shared, Task, Worker};
 use desk::Desk;
 use front::Front;
+use health::Health;
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
 use quiet::Quiet;
+use service::Service;
 use summary::{Highlights, Summary};
 
 /// Packets between the dealing lcore and a worker, and between a worker and the journal.
@@ -82,6 +88,8 @@ pub enum RunError {
     Affinity(std::io::Error),
     #[error("signals could not be set up: {0}")]
     Signals(std::io::Error),
+    #[error("the control thread did not start: {0}")]
+    Control(std::io::Error),
 }
 
 /// How a run ended.
@@ -95,11 +103,7 @@ pub enum Outcome {
 
 /// Runs the sensor until its input ends or a signal stops it.
 pub fn run(config: &Config) -> Result<Outcome, RunError> {
-    let allowed = lcore::affinity().map_err(RunError::Affinity)?;
-    let lcores = match &config.lcores {
-        Some(list) => lcore::parse(list, &allowed)?,
-        None => vec![Lcore { id: 0, cpus: allowed }],
-    };
+    let lcores = lcores(config)?;
     let prepared = Prepared::new(&config.source)?;
     let blocklist = open_blocklist(config)?;
     say_what_is_looked_at(config);
@@ -111,6 +115,32 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         }
         None => None,
     };
+    let stop = Stop::on_signals().map_err(RunError::Signals)?;
+    let started = prepared.start(buffers(lcores.len(), config.journal), lcores.len() as u16)?;
+    // The interfaces are put back here, where the capabilities for it still are.
+    let custody = started.inputs.custody();
+    let outcome = std::thread::scope(|scope| {
+        let run = || {
+            service::give_up_capabilities();
+            attended(config, &lcores, started, stop, blocklist, (log, eve))
+        };
+        let builder = std::thread::Builder::new().name("control".into());
+        let control = builder.spawn_scoped(scope, run).map_err(RunError::Control)?;
+        control.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    drop(custody);
+    outcome
+}
+
+/// Everything after DPDK's start.
+fn attended(
+    config: &Config,
+    lcores: &[Lcore],
+    started: Started,
+    mut stop: Stop,
+    blocklist: Option<Arc<Blocklist>>,
+    (log, eve): (Option<FlowLog>, Option<EveLog>),
+) -> Result<Outcome, RunError> {
     if config.journal {
         say_what_is_journaled(config);
     }
@@ -127,8 +157,6 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         })?),
         false => None,
     };
-    let mut stop = Stop::on_signals().map_err(RunError::Signals)?;
-    // Its threads begin here, where they are free to run on every CPU.
     let exports = Exports::start(&ExportConfig {
         names: &config.exporters,
         settings: &config.export,
@@ -142,14 +170,39 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
     let debug = config.debug;
-    let started = prepared.start(buffers(lcores.len(), journal.is_some()), lcores.len() as u16)?;
-    let mut outputs =
-        Outputs { log, exports, eve, front, highlights, debug, failed: false, latest_ns: 0 };
+    let live = !is_file(config);
+    let data = live.then(|| config.data_dir.clone());
+    let health = Health::new(config.source.interface(), data);
+    let mut outputs = Outputs {
+        log,
+        exports,
+        eve,
+        front,
+        highlights,
+        health,
+        debug,
+        failed: false,
+        latest_ns: 0,
+    };
     let mut running =
-        Running::start(config, &lcores, started, journal, blocklist, reports, &mut outputs.front)?;
+        Running::start(config, lcores, started, journal, blocklist, reports, &mut outputs.front)?;
     let begun = Instant::now();
-    running.attend(&mut stop, &mut outputs);
+    running.attend(config, &mut stop, &mut outputs);
     Ok(running.finish(config, outputs, &mut stop, begun))
+}
+
+/// Whether this machine could run the configuration, as far as that can be said without opening
+/// anything.
+pub fn check(config: &Config) -> Result<(), RunError> {
+    lcores(config).map(drop)
+}
+
+fn lcores(config: &Config) -> Result<Vec<Lcore>, RunError> {
+    let allowed = lcore::affinity().map_err(RunError::Affinity)?;
+    Ok(match &config.lcores {
+        Some(list) => lcore::parse(list, &allowed)?,
+        None => vec![Lcore { id: 0, cpus: allowed }],
+    })
 }
 
 fn is_file(config: &Config) -> bool {
@@ -327,6 +380,9 @@ impl Running {
             {
                 worker.filter(filter);
             }
+            if !waits {
+                worker.look(Look::new(inputs.macs()));
+            }
             if !config.watch.is_empty() {
                 let (watcher, link) = watch::connect(&config.watch, waits, seed());
                 worker.watch(watcher);
@@ -345,8 +401,12 @@ impl Running {
                 tasks.push(Task::Scribe(Box::new(scribe)));
             }
         }
-        let busy = config.poll == PollMode::Busy;
-        let shared = Arc::new(Shared { busy, ..Shared::default() });
+        let rest = match config.idle {
+            Idle::Interrupt => Rest::Bell,
+            Idle::Sleep => Rest::Sleep,
+            Idle::Busy => Rest::Busy,
+        };
+        let shared = Arc::new(Shared { rest, ..Shared::default() });
         let mut threads = Vec::new();
         for (lcore, tasks) in lcores.iter().zip(tasks) {
             let board = Arc::new(Published::default());
@@ -361,21 +421,28 @@ impl Running {
     }
 
     /// Takes events in until every lcore has ended.
-    fn attend(&mut self, stop: &mut Stop, outputs: &mut Outputs) {
+    fn attend(&mut self, config: &Config, stop: &mut Stop, outputs: &mut Outputs) {
         let mut pause = PAUSE;
         let begun = Instant::now();
         let mut tick = begun;
         let (mut ticks, mut lost) = (0u32, 0);
+        let mut service = Service::new();
+        service.ready();
         loop {
-            if stop.is_wanted() {
-                self.shared.stop.store(true, Ordering::Relaxed);
+            if stop.is_wanted() && !self.shared.stop.swap(true, Ordering::Relaxed) {
+                service.stopping();
+            }
+            let stopping = self.shared.stop.load(Ordering::Relaxed);
+            if self.shared.has_died.load(Ordering::Relaxed) && !stopping {
+                tracing::error!("an lcore died; the others report what they have, then we end");
+                self.give_up(outputs);
             }
             // Asked before the rings are emptied: nothing comes after the end.
             let ended = self.lcores.iter().all(|(_, thread, _)| thread.is_finished());
             self.hear(outputs);
             let mut taken = self.desk.take(ended, outputs);
             if stop.hang_up.swap(false, Ordering::Relaxed) {
-                outputs.reopen();
+                service.reloading(|| outputs.reload(config));
                 self.quiet.iter().for_each(Quiet::reload);
             }
             if let Some(watches) = &mut self.watches {
@@ -399,7 +466,8 @@ impl Running {
             if tick.elapsed() >= TICK {
                 tick = Instant::now();
                 ticks = ticks.wrapping_add(1);
-                let counters = self.counters();
+                let mut counters = self.counters();
+                counters.merge(outputs.health.counters());
                 if ticks.is_multiple_of(STATS) {
                     outputs.stats(begun, &counters);
                 }
@@ -408,6 +476,12 @@ impl Running {
                 self.publish(&counters, outputs);
                 if let Some(quiet) = &mut self.quiet {
                     quiet.attend(self.desk.collector());
+                }
+                if !self.is_well(&counters, &mut service, outputs) {
+                    tracing::error!(
+                        "it does not end; giving up. What the journal calls safe is safe"
+                    );
+                    std::process::exit(1);
                 }
             }
             if taken == 0 {
@@ -443,6 +517,45 @@ impl Running {
         let journal = self.journal.as_ref().map(|j| j.monitor().status());
         let export = outputs.exports.as_ref().map(Exports::status);
         outputs.front.publish(counters, lcores, journal, export);
+    }
+
+    /// Looks at everything that must not go wrong in silence; false when nothing helps any more.
+    fn is_well(
+        &mut self,
+        counters: &Counters,
+        service: &mut Service,
+        outputs: &mut Outputs,
+    ) -> bool {
+        match self.inputs.look() {
+            Ok(link) => outputs.health.link(link),
+            Err(gone) if !self.shared.stop.load(Ordering::Relaxed) => {
+                tracing::error!("{gone}; what was received is reported, then we end");
+                self.give_up(outputs);
+            }
+            Err(_) => {}
+        }
+        let running = self.lcores.iter().filter(|(_, thread, _)| !thread.is_finished());
+        outputs.health.beats(running.map(|(id, _, board)| (*id, board.beats())));
+        let journal = self.journal.as_ref().map(|j| j.monitor().status());
+        outputs.health.look(counters, journal.as_ref());
+        if outputs.health.stuck().is_some() && !self.shared.stop.load(Ordering::Relaxed) {
+            self.give_up(outputs);
+        }
+        let status = format!(
+            "{} packets, {} flows, {} lost, {} findings",
+            counters.get(Counter::Packets),
+            counters.get(Counter::Flows),
+            counters.sum(Group::Drop),
+            outputs.health.findings().len()
+        );
+        service.report(&status, outputs.health.is_alive());
+        !service.is_lost(outputs.health.stuck().is_some())
+    }
+
+    /// Ends in order, as far as that goes, and as a failure.
+    fn give_up(&self, outputs: &mut Outputs) {
+        outputs.failed = true;
+        self.shared.stop.store(true, Ordering::Relaxed);
     }
 
     /// The counters as they are.
@@ -487,6 +600,7 @@ impl Running {
                  they are in the rates of the window, not in those of a destination"
             );
         }
+        counters.merge(outputs.health.counters());
         let journal = self.journal.map(|journal| {
             let (written, status) = journal.finish();
             counters.merge(&written);
@@ -507,7 +621,9 @@ impl Running {
         let deliver = is_file(config) && !stop.is_wanted();
         let exported = outputs.exports.take().map(|e| e.finish(deliver, || stop.is_wanted()));
         damaged |= exported.as_ref().is_some_and(|(complete, _)| !complete);
+        let findings = outputs.health.judge(&counters, journal.as_ref());
         let summary = Summary {
+            findings: &findings,
             export: exported.map(|(_, status)| status),
             counters,
             elapsed: received_until - begun,
@@ -572,6 +688,7 @@ struct Outputs {
     eve: Option<EveLog>,
     front: Front,
     highlights: Option<Highlights>,
+    health: Health,
     debug: bool,
     failed: bool,
     /// The latest moment that anything was reported of.
@@ -582,6 +699,7 @@ impl Outputs {
     fn take(&mut self, event: &FlowEvent, about: &About<'_>) {
         self.latest_ns = self.latest_ns.max(event.timestamp_ns);
         self.front.take(event);
+        self.health.flow(event);
         if self.debug {
             self.show(event);
         }
@@ -665,6 +783,24 @@ impl Outputs {
             && let Err(e) = eve.flush()
         {
             self.fail("the EVE log", &e);
+        }
+    }
+
+    /// Opens logs of the same names anew, and reads the configuration again: what it says takes
+    /// effect at the next start, what is wrong in it is better said now.
+    fn reload(&mut self, config: &Config) {
+        self.reopen();
+        match Config::from_process() {
+            Err(e) => tracing::error!("the configuration is left as it was: {e}"),
+            Ok(new) => match config.differences(&new).as_slice() {
+                [] => {
+                    tracing::info!("reloaded: logs are opened anew; the configuration is the same")
+                }
+                changed => tracing::warn!(
+                    "reloaded: logs are opened anew; a restart is needed for {}",
+                    changed.join(", ")
+                ),
+            },
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::doctor::Finding;
 use crate::event::{
     ConnState, Content, Counts, EndReason, FlowEvent, Note, NoteKind, Tag, fields, mac,
     protocol_name,
@@ -140,6 +141,7 @@ pub(super) struct Summary<'a> {
     pub(super) journal: Option<JournalStatus>,
     pub(super) export: Option<ExportStatus>,
     pub(super) workers: usize,
+    pub(super) findings: &'a [Finding],
     pub(super) incomplete: &'a [String],
 }
 
@@ -160,6 +162,8 @@ struct Json<'a> {
     journal: Journal<'a>,
     inspect: BTreeMap<&'static str, u64>,
     blocklist: BTreeMap<&'static str, u64>,
+    look: BTreeMap<&'static str, u64>,
+    findings: &'a [Finding],
     incomplete_inputs: &'a [String],
     workers: usize,
     seconds: f64,
@@ -203,6 +207,8 @@ impl Summary<'_> {
             },
             inspect: c.group(Group::Inspect).collect(),
             blocklist: c.group(Group::Blocklist).collect(),
+            look: c.group(Group::Look).collect(),
+            findings: self.findings,
             incomplete_inputs: self.incomplete,
             workers: self.workers,
             seconds: self.elapsed.as_secs_f64(),

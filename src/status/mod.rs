@@ -37,6 +37,8 @@ pub enum Group {
     Inspect,
     /// Of the blocklist.
     Blocklist,
+    /// What the doctor looks at: of a sample of the packets, and of flows.
+    Look,
 }
 
 macro_rules! counters {
@@ -120,6 +122,17 @@ counters! {
     JournalSilenced, Journal, "silenced", "Packets that the blocklist leaves out of the journal.";
     JournalCut, Journal, "cut", "Packets of which only headers are kept (--journal-cutoff).";
     JournalCutBytes, Journal, "cut_bytes", "Bytes that were cut off them.";
+    Looked, Look, "packets", "Packets in the doctor's sample.";
+    ToGroups, Look, "to_groups", "Of those, to broadcast and multicast addresses.";
+    OwnTraffic, Look, "own_traffic", "Of those, from or to this machine itself.";
+    Duplicates, Look, "duplicates", "Of those, the same packet again within 10 ms.";
+    Oversize, Look, "oversize", "Of those, with more than 1,500 bytes in the frame.";
+    BadChecksums, Look, "bad_checksums", "Of those, with a wrong checksum.";
+    UnfinishedChecksums, Look, "unfinished_checksums", "Of those, with a checksum left to the card.";
+    TcpBothWays, Look, "tcp_both_ways", "Ended TCP flows of which both directions were seen.";
+    TcpOneWay, Look, "tcp_one_way", "Ended TCP flows with one direction that must have had two.";
+    VlansDiffer, Look, "vlans_differ", "Ended TCP flows with another VLAN tag each way.";
+    ClockSteps, Look, "clock_steps", "Times that the wall clock was set.";
 }
 
 const COUNT: usize = Counter::ALL.len();
@@ -179,6 +192,13 @@ impl Counters {
         }
     }
 
+    /// What was counted since `then`.
+    pub fn since(&self, then: &Self) -> Self {
+        let mut out = *self;
+        out.0.iter_mut().zip(then.0).for_each(|(now, then)| *now = now.saturating_sub(then));
+        out
+    }
+
     /// The counters of a group, by name, in order.
     pub fn group(&self, group: Group) -> impl Iterator<Item = (&'static str, u64)> {
         Counter::ALL.iter().filter(move |c| c.group() == group).map(|&c| (c.name(), self.get(c)))
@@ -198,25 +218,36 @@ impl Counters {
 
 /// Where a thread's counters can be read by others.
 #[derive(Debug)]
-pub struct Published([AtomicU64; COUNT]);
+pub struct Published {
+    counters: [AtomicU64; COUNT],
+    /// How often the owner published: a thread that goes on does so time and again.
+    beats: AtomicU64,
+}
 
 impl Default for Published {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+        let counters = std::array::from_fn(|_| AtomicU64::new(0));
+        Self { counters, beats: AtomicU64::new(0) }
     }
 }
 
 impl Published {
     /// Called by the owner alone.
     pub fn store(&self, counters: &Counters) {
-        for (to, from) in self.0.iter().zip(counters.0) {
+        for (to, from) in self.counters.iter().zip(counters.0) {
             to.store(from, Ordering::Relaxed);
         }
+        self.beats.store(self.beats() + 1, Ordering::Relaxed);
+    }
+
+    /// How often the owner published.
+    pub fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
     }
 
     pub fn load(&self) -> Counters {
         let mut out = Counters::default();
-        for (to, from) in out.0.iter_mut().zip(&self.0) {
+        for (to, from) in out.0.iter_mut().zip(&self.counters) {
             *to = from.load(Ordering::Relaxed);
         }
         out

@@ -12,13 +12,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dpdk::mbuf::free_burst;
-use dpdk::{BURST, Mbuf};
+use dpdk::{BURST, Bell, Mbuf};
 use rtrb::{Consumer, Producer};
 
 use crate::capture::{Batch, Complaint, Poll, Source, Stamp, frame};
 use crate::control::live::Peek;
 use crate::detect::watch::Watcher;
 use crate::detect::{Sighting, sight};
+use crate::doctor::{Look, Sample};
 use crate::event::{EndReason, EventSink, FlowEvent, Mark, Note, NoteSink, Seen, Wants};
 use crate::filter::Filters;
 use crate::flow::{Arrival, FlowTable, Hint};
@@ -28,7 +29,7 @@ use crate::journal::Giver;
 use crate::packet::{self, Decoded, FlowKey, Reject};
 use crate::status::{Counter, Counters, Turn};
 
-pub use lcore::{LcoreReport, Shared, Task, back_off, run};
+pub use lcore::{LcoreReport, Rest, Shared, Task, back_off, run};
 
 /// Where a worker's packets come from.
 pub enum Input {
@@ -245,6 +246,7 @@ pub struct Worker {
     journal: Option<Giver>,
     watcher: Option<Box<Watcher>>,
     peek: Option<Box<Peek>>,
+    look: Option<Box<Look>>,
     events: EventRing,
     reader: Option<Box<Reader>>,
     batch: Batch,
@@ -272,6 +274,7 @@ impl Worker {
             journal,
             watcher: None,
             peek: None,
+            look: None,
             events: EventRing { ring: events, waits, received: 0, sent: 0 },
             reader: None,
             batch: Batch::default(),
@@ -314,6 +317,11 @@ impl Worker {
         self.peek = Some(Box::new(peek));
     }
 
+    /// Also looks at a sample of the packets, for the doctor.
+    pub fn look(&mut self, look: Look) {
+        self.look = Some(Box::new(look));
+    }
+
     /// One burst, or one step of the end.
     pub fn turn(&mut self, stopping: bool) -> Turn {
         if self.received_until.is_none() {
@@ -343,6 +351,14 @@ impl Worker {
     pub fn stop(&mut self) {
         if let Input::Source(source) = &mut self.input {
             source.stop();
+        }
+    }
+
+    /// What rings when it has something to do.
+    pub fn bells(&self) -> Option<Vec<Bell>> {
+        match &self.input {
+            Input::Source(source) => source.bells(),
+            Input::Ring { .. } => None,
         }
     }
 
@@ -442,6 +458,11 @@ impl Worker {
         counters.add(Counter::Decoded, readable as u64);
         if self.watcher.is_some() {
             self.watch_burst(readable);
+        }
+        if let Some(look) = &mut self.look
+            && let wanted @ 1.. = look.wants(clock)
+        {
+            look_at(look, &self.batch, wanted, &mut self.counters);
         }
         if let Some(arrivals) = self.arrivals.get_mut(..readable) {
             let packets = &self.batch.packets;
@@ -547,7 +568,7 @@ impl Worker {
         if self.batch.packets.is_empty() {
             return true;
         }
-        if self.waits {
+        if self.waits && !journal.is_abandoned() {
             return false;
         }
         self.counters.add(Counter::JournalOverload, self.batch.packets.len() as u64);
@@ -604,6 +625,18 @@ fn leave_out(filter: &mut Filters, batch: &mut Batch, counters: &mut Counters) -
     counters.add(Counter::Filtered, packets);
     counters.add(Counter::Bytes, bytes);
     clock
+}
+
+/// Shows so many packets of a burst to the doctor.
+#[cold]
+fn look_at(look: &mut Look, batch: &Batch, wanted: usize, counters: &mut Counters) {
+    for (packet, stamp) in batch.iter().take(wanted) {
+        let frame = frame(packet, stamp);
+        if frame.link == packet::Link::Ethernet {
+            let clock_ns = stamp.meta.clock_ns;
+            look.at(&Sample { data: frame.data, wire_len: frame.wire_len, clock_ns }, counters);
+        }
+    }
 }
 
 /// Copies a packet's segments one behind the other, as far as there is room.

@@ -63,10 +63,27 @@ impl Pair {
 
     /// Starts the sensor on `mirror` and waits until it listens.
     pub(crate) fn start(&self, dir: &Path, args: &[&str]) -> Child {
+        self.start_with(dir, dir, args)
+    }
+
+    /// The same with its data elsewhere.
+    pub(crate) fn start_with(&self, dir: &Path, data: &Path, args: &[&str]) -> Child {
+        self.start_in(dir, data, args, &[])
+    }
+
+    /// The same in an environment.
+    pub(crate) fn start_in(
+        &self,
+        dir: &Path,
+        data: &Path,
+        args: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Child {
         let mut child = self
             .command(common::BINARY)
-            .args(["--summary", "json", "--data-dir", dir.to_str().unwrap()])
+            .args(["--summary", "json", "--data-dir", data.to_str().unwrap()])
             .args(args)
+            .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(dir.join("stderr")).unwrap())
             .spawn()

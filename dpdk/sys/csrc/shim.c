@@ -17,6 +17,16 @@ int shim_pktmbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **mbufs, u
 
 void shim_pktmbuf_free(struct rte_mbuf *m) { rte_pktmbuf_free(m); }
 
+int shim_link(uint16_t port, uint32_t *mbit, int *up)
+{
+	struct rte_eth_link link = { 0 };
+	int rc = rte_eth_link_get_nowait(port, &link);
+
+	*mbit = link.link_speed;
+	*up = link.link_status;
+	return rc;
+}
+
 static shim_log_cb log_cb;
 
 static ssize_t log_write(void *cookie, const char *buf, size_t size)

@@ -24,6 +24,10 @@ static const uint64_t SHIM_RSS_IP = RTE_ETH_RSS_IP;
 static const uint64_t SHIM_RSS_TCP = RTE_ETH_RSS_TCP;
 static const uint64_t SHIM_RSS_UDP = RTE_ETH_RSS_UDP;
 static const uint64_t SHIM_RX_OFFLOAD_SCATTER = RTE_ETH_RX_OFFLOAD_SCATTER;
+static const uint64_t SHIM_RSS_FRAG = RTE_ETH_RSS_FRAG_IPV4 | RTE_ETH_RSS_FRAG_IPV6;
+
+/* Bitfields of a structure that is passed as a whole. */
+int shim_link(uint16_t port, uint32_t *mbit, int *up);
 
 /* A thread-local: bindgen would emit a plain static, which crashes when read. */
 int shim_errno(void);
