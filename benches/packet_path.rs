@@ -24,8 +24,7 @@ use malakocut::worker::Machine;
 
 const BURST: usize = 32;
 const FLOWS: usize = 1_200_000;
-const STAGES: [&str; 7] =
-    ["iterate", "decode", "key", "table", "inspect", "blocklist", "filter"];
+const STAGES: [&str; 7] = ["iterate", "decode", "key", "table", "inspect", "blocklist", "filter"];
 /// What is left out in the last two stages: 176 packets of the shipped capture, and 150.
 const LISTED: &str = "media.example.org";
 const FILTER: &str = "not (stp or ether proto 0x88cc)";

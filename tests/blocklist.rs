@@ -85,13 +85,18 @@ impl Script {
 
     /// A connection: a handshake, the client's first words, ten answers, of 14 packets.
     fn connect(&mut self, ms: u64, client: (&str, u16), server: (&str, u16), words: &[u8]) {
-        let there = |seq| ethernet().ipv4(ip(client.0), ip(server.0), 64).tcp(client.1, server.1, seq, 9000);
-        let back = |seq| ethernet().ipv4(ip(server.0), ip(client.0), 64).tcp(server.1, client.1, seq, 9000);
-        let mut add = |ms, builder: etherparse::PacketBuilderStep<etherparse::TcpHeader>, data: &[u8]| {
-            let mut frame = Vec::new();
-            builder.write(&mut frame, data).unwrap();
-            self.capture.add(ms, &frame);
+        let there = |seq| {
+            ethernet().ipv4(ip(client.0), ip(server.0), 64).tcp(client.1, server.1, seq, 9000)
         };
+        let back = |seq| {
+            ethernet().ipv4(ip(server.0), ip(client.0), 64).tcp(server.1, client.1, seq, 9000)
+        };
+        let mut add =
+            |ms, builder: etherparse::PacketBuilderStep<etherparse::TcpHeader>, data: &[u8]| {
+                let mut frame = Vec::new();
+                builder.write(&mut frame, data).unwrap();
+                self.capture.add(ms, &frame);
+            };
         add(ms, there(100).syn(), b"");
         add(ms + 1, back(500).syn().ack(101), b"");
         add(ms + 2, there(101).ack(501), b"");
@@ -189,7 +194,7 @@ fn what_a_listed_name_silences_and_what_it_does_not() {
         assert_eq!(ports(&of_flows), kept);
         for line in &eve {
             let text = line.to_string().to_lowercase().replace("x.hulu.com.evil", "");
-            let name = |n: &&str| text.contains(*n) && !text.contains("nothulu");
+            let name = |n: &&&str| text.contains(**n) && !text.contains("nothulu");
             // A kept resolver's flow shows what was first asked for in it.
             let shown = ["hulu.com", "video.example", "sub.example"].iter().find(name);
             assert_eq!(shown, None, "{line}");

@@ -31,7 +31,11 @@ fn telemetry_and_journal_see_what_the_filter_takes() {
     let web = all - tcpdump(&home, "port 80 or port 443");
     let udp_without_web = tcpdump(&home, "udp and not (port 80 or port 443)");
     for (number_of, (args, want, says)) in [
-        (&["--filter", "udp port 53"][..], tcpdump(&home, "udp port 53"), "--filter (command line)"),
+        (
+            &["--filter", "udp port 53"][..],
+            tcpdump(&home, "udp port 53"),
+            "--filter (command line)",
+        ),
         (&["-capture-filter", file], tcpdump(&home, "udp port 53 or arp"), "c.bpf (command line)"),
         (&["-exclude-web"], web, "--exclude-web"),
         (&["--filter", "udp", "--exclude-web"], udp_without_web, "--exclude-web"),
@@ -54,7 +58,8 @@ fn telemetry_and_journal_see_what_the_filter_takes() {
             let counted = |key| number(&summary, key);
             assert_eq!((counted("packets"), counted("filtered")), (all, all - want), "{args:?}");
             assert_eq!(counted("bytes"), number(&home_truth(), "bytes"));
-            let read = counted("decoded") + total(&summary["not_ip"]) + total(&summary["malformed"]);
+            let read =
+                counted("decoded") + total(&summary["not_ip"]) + total(&summary["malformed"]);
             assert_eq!(all, read + counted("filtered"));
             let in_flows: u64 = events(&log).iter().map(|e| number(e, "packets")).sum();
             assert_eq!(in_flows, counted("decoded"));

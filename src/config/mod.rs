@@ -294,7 +294,8 @@ mod tests {
         let environment = Layer::from_environment(lookup).map_err(|e| e.to_string())?;
         let file: Layer = toml::from_str(file).map_err(|e| e.to_string())?;
         let file = file.named("configuration file");
-        Config::of(flags.layer.named("command line").over(environment).over(file)).map_err(|e| e.to_string())
+        Config::of(flags.layer.named("command line").over(environment).over(file))
+            .map_err(|e| e.to_string())
     }
 
     #[test]

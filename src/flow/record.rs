@@ -7,7 +7,9 @@ use super::index::NONE;
 use super::tcp::{Numbers, Taken, TcpTrack};
 use super::timer::Link;
 use super::{Arrival, Timeouts};
-use crate::event::{ConnState, Counts, EndReason, EventSink, FlowEvent, History, Mark, Seen, Wants};
+use crate::event::{
+    ConnState, Counts, EndReason, EventSink, FlowEvent, History, Mark, Seen, Wants,
+};
 use crate::packet::{Decoded, FlowKey, Vlans, proto, tcp_flag};
 
 /// How long a closed connection stays to take in what still trails.
@@ -279,7 +281,9 @@ impl Hot {
         let side = side & 1;
         let settled = bit::DELTA_OPEN | bit::NOTED[side];
         let shown = self.wants.any() & (d.payload_len != 0);
-        if (self.bits & (settled | bit::SILENCED) != settled) | shown || arrival.timestamp_ns < self.end_ns {
+        if (self.bits & (settled | bit::SILENCED) != settled) | shown
+            || arrival.timestamp_ns < self.end_ns
+        {
             return Taken::Not;
         }
         let is_tcp = (self.key.proto() == proto::TCP) & d.fragment.is_none_or(|f| f.offset == 0);

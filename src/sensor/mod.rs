@@ -303,7 +303,8 @@ impl Running {
             if let Some(silencer) = silencers.next() {
                 worker.silence(silencer);
             }
-            if let Some(filter) = Filters::new("the capture filter", &config.capture.expressions())? {
+            if let Some(filter) = Filters::new("the capture filter", &config.capture.expressions())?
+            {
                 worker.filter(filter);
             }
             if !config.watch.is_empty() {

@@ -178,7 +178,10 @@ mod tests {
         t.learn(&answer(1, 9, 10, 60, false));
         assert_eq!(known(&t, 20), Known::Otherwise);
         t.learn(&answer(1, 9, 100, 3600, true));
-        assert_eq!((known(&t, 100), known(&t, 310), known(&t, 311)), (Known::Shared, Known::Shared, Known::Listed));
+        assert_eq!(
+            (known(&t, 100), known(&t, 310), known(&t, 311)),
+            (Known::Shared, Known::Shared, Known::Listed)
+        );
         t.learn(&answer(1, 9, 400, 5, false));
         assert_eq!((known(&t, 399), known(&t, 400)), (Known::Listed, Known::Shared));
     }

@@ -339,13 +339,18 @@ mod tests {
     fn lines_that_are_no_domains_are_counted_and_a_page_is_no_list() {
         let (l, loaded) = list("good.example\nalso.example\ntwo words\n10.0.0.1\n");
         assert_eq!((l.len(), loaded.bad), (2, 2));
-        assert_eq!(loaded.to_string(), "2 domains; 2 lines are none, such as line 3, \"two words\"");
+        assert_eq!(
+            loaded.to_string(),
+            "2 domains; 2 lines are none, such as line 3, \"two words\""
+        );
         let page = "<!DOCTYPE html>\n<html>\n<p>404 not found</p>\n</html>\n";
         let error = List::read(page.as_bytes(), "l.txt").unwrap_err().to_string();
         assert!(error.contains("l.txt") && error.contains("line 1"), "{error}");
         let (empty, _) = list("# nothing\n");
         assert!(empty.is_empty() && empty.find(b"a.example").is_none());
-        assert!(List::open(Path::new("/no/such/list")).unwrap_err().to_string().contains("/no/such"));
+        assert!(
+            List::open(Path::new("/no/such/list")).unwrap_err().to_string().contains("/no/such")
+        );
         let long = format!("{}\nok.example\nok2.example\n", "x".repeat(100_000));
         assert_eq!(list(&long).1.bad, 1);
     }
