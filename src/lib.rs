@@ -13,6 +13,7 @@
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod detect;
 pub mod eve;
 pub mod event;
@@ -28,3 +29,6 @@ pub mod shunt;
 pub mod spool;
 pub mod status;
 pub mod worker;
+
+/// The package's version, and of a release build the commit.
+pub const VERSION: &str = env!("MALAKOCUT_VERSION");

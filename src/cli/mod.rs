@@ -40,7 +40,7 @@ enum Outcome {
 #[derive(Debug, Parser)]
 #[command(
     name = "malakocut-cli",
-    version,
+    version = crate::VERSION,
     about = "Asks malakocut's journal for packets, and looks after it",
     disable_help_subcommand = true
 )]

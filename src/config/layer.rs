@@ -143,7 +143,8 @@ pub struct Layer {
     /// [default: without web, games and mDNS, see configs/journal.bpf; all with --read]
     #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
     pub pcap_filter: Option<String>,
-    /// Bytes of a flow after which the journal keeps headers only, such as 1MB [default: none]
+    /// Bytes of a flow after which the journal keeps headers only, such as 1MB; an alert about a host
+    /// lifts that for ten minutes [default: none]
     #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
     #[serde(deserialize_with = "units::de_bytes")]
     pub journal_cutoff: Option<u64>,

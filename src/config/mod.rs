@@ -114,7 +114,7 @@ pub struct Config {
 #[derive(Debug, Parser)]
 #[command(
     name = "malakocut",
-    version,
+    version = crate::VERSION,
     about = "A network detection and response sensor for a mirror port",
     long_about = "Takes packets from a mirror port (or capture files) through DPDK, keeps bidirectional \
                   flows, says what they were about, writes them as JSON lines or sends them on, and \

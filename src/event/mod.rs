@@ -5,6 +5,8 @@
 
 mod app;
 mod content;
+mod expression;
+mod fields;
 mod json;
 mod note;
 mod object;
@@ -14,8 +16,10 @@ use crate::packet::{FlowKey, Vlans};
 
 pub use app::App;
 pub use content::{
-    About, Certificate, Content, Dhcp, Dns, Http, Ssh, Tls, hex, mac, rcode_name, type_name,
+    About, Certificate, Content, Dhcp, Dns, Http, Place, Ssh, Tls, hex, mac, rcode_name, type_name,
 };
+pub use expression::{Expression, Fields};
+pub use fields::{FIELDS, FlowFields};
 pub use json::{EventWriter, community_digest, community_id, parse_community_id, protocol_name};
 pub use note::{Answer, FieldWriter, MAX_FIELDS, Note, NoteKind, NoteSink, Tag, fields, number};
 pub use object::Object;

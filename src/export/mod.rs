@@ -11,7 +11,6 @@
 mod buffered;
 mod control;
 mod courier;
-mod expression;
 mod file;
 mod intake;
 #[cfg(feature = "kafka")]
@@ -320,6 +319,11 @@ pub fn test(name: &str, settings: &Settings, sensor: &str) -> Result<String, Str
     let (_, _, _, make) = engine(name, settings, sensor).map_err(|e| e.to_string())?;
     let runtime = runtime().map_err(|e| e.to_string())?;
     runtime.block_on(async { make().await?.test().await })
+}
+
+/// Where the SecOps exporter sends events to.
+pub fn ingestion_url(settings: &Settings) -> Option<String> {
+    secops::ingestion_url(&settings.secops)
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

@@ -19,7 +19,7 @@ mod timer;
 
 use rapidhash::v3::{DEFAULT_RAPID_SECRETS, rapidhash_v3_nano_inline};
 
-use crate::event::{EndReason, EventSink};
+use crate::event::{EndReason, EventSink, FlowEvent};
 use crate::packet::{Decoded, FlowKey, Fragment, tcp_flag};
 use fragment::{Fragments, Join, Pending};
 use index::{Index, NONE};
@@ -184,6 +184,24 @@ impl<H: Hint> FlowTable<H> {
 
     pub fn stats(&self) -> TableStats {
         self.stats
+    }
+
+    /// Copies of the flows in up to `most` places from `from` on, each with its totals, as of `now`
+    /// on the source's clock. Returns where to go on; `None`: that was the last.
+    pub fn copy(
+        &self,
+        from: u32,
+        most: usize,
+        now: u64,
+        mut each: impl FnMut(FlowEvent),
+    ) -> Option<u32> {
+        let until = (from as usize).saturating_add(most).min(self.slab.hot.len());
+        let places = (from as usize).min(until)..until;
+        let halves = self.slab.hot.get(places.clone())?.iter().zip(self.slab.cold.get(places)?);
+        for (hot, cold) in halves.filter(|(hot, _)| hot.in_use()) {
+            each(record::describe(hot, cold, now));
+        }
+        (until < self.slab.hot.len()).then_some(until as u32)
     }
 
     /// Takes a burst of packets in, in order; then works off some timers.

@@ -478,38 +478,48 @@ impl Flow<'_> {
         due: u64,
         reported: &mut Reported,
     ) -> FlowEvent {
+        let (before, shred) = reported.get(self.cold.reported);
+        let event = FlowEvent {
+            shred,
+            delta: [0, 1].map(|side| self.hot.total[side].since(before[side])),
+            end,
+            ..describe(self.hot, self.cold, due)
+        };
         let (hot, cold) = (&mut *self.hot, &mut *self.cold);
-        let idle_ns = due.saturating_sub(hot.last_clock);
-        let (before, shred) = reported.get(cold.reported);
-        let delta = [0, 1].map(|side| hot.total[side].since(before[side]));
         hot.set(bit::DELTA_OPEN, false);
         if end.is_none() {
             cold.reported = reported.set(cold.reported, (hot.total, shred + 1));
         } else {
             reported.release(std::mem::replace(&mut cold.reported, NONE));
         }
-        let mac = |side: usize| hot.has(bit::HAS_MAC).then_some(cold.macs[side]);
-        FlowEvent {
-            flow_id: cold.id,
-            shred,
-            key: hot.key,
-            orig_is_a: hot.has(bit::ORIG_IS_A),
-            timestamp_ns: hot.end_ns.saturating_add(idle_ns),
-            start_ns: cold.start_ns,
-            end_ns: hot.end_ns,
-            idle_ns,
-            delta,
-            total: hot.total,
-            end,
-            conn_state: conn_state(hot, cold),
-            history: cold.history,
-            tcp_flags: hot.tcp_flags,
-            macs: [mac(0), mac(1)],
-            vlans: cold.vlans,
-            rtt_ns: cold.tcp.rtt_ns(),
-            retransmits: cold.tcp.retransmits(),
-            silenced: hot.is_silenced(),
-        }
+        event
+    }
+}
+
+/// A flow as it is at `now`, on the source's clock: the delta is the total.
+pub(super) fn describe(hot: &Hot, cold: &Cold, now: u64) -> FlowEvent {
+    let idle_ns = now.saturating_sub(hot.last_clock);
+    let mac = |side: usize| hot.has(bit::HAS_MAC).then_some(cold.macs[side]);
+    FlowEvent {
+        flow_id: cold.id,
+        shred: 0,
+        key: hot.key,
+        orig_is_a: hot.has(bit::ORIG_IS_A),
+        timestamp_ns: hot.end_ns.saturating_add(idle_ns),
+        start_ns: cold.start_ns,
+        end_ns: hot.end_ns,
+        idle_ns,
+        delta: hot.total,
+        total: hot.total,
+        end: None,
+        conn_state: conn_state(hot, cold),
+        history: cold.history,
+        tcp_flags: hot.tcp_flags,
+        macs: [mac(0), mac(1)],
+        vlans: cold.vlans,
+        rtt_ns: cold.tcp.rtt_ns(),
+        retransmits: cold.tcp.retransmits(),
+        silenced: hot.is_silenced(),
     }
 }
 

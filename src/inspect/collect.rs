@@ -113,7 +113,7 @@ impl Collector {
         } else {
             self.flows.get(&e.flow_id)
         };
-        About { content, src_name, dst_name }
+        About { content, src_name, dst_name, journal: None }
     }
 
     /// Learns names from an answer.

@@ -6,6 +6,7 @@
 //! then losses are counted for the last time, ports stop, and interfaces are put back.
 
 mod desk;
+mod front;
 pub(crate) mod inputs;
 mod plan;
 mod quiet;
@@ -23,6 +24,7 @@ use rtrb::RingBuffer;
 
 use crate::capture::{Complaint, OpenError, Source, Steer};
 use crate::config::{Config, PollMode, SourceConfig, SummaryFormat};
+use crate::control::{Ask, Reloaded};
 use crate::detect::watch::{self, Watched, Watches};
 use crate::detect::{Class, Verdict};
 use crate::eve::EveWriter;
@@ -38,6 +40,7 @@ use crate::shunt::{Blocklist, ListError};
 use crate::status::{Counter, Counters, Group, Published};
 use crate::worker::{Input, LcoreReport, Machine, Shared, Task, Worker};
 use desk::Desk;
+use front::Front;
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
 use quiet::Quiet;
@@ -133,12 +136,17 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         sensor: &config.sensor,
         waits: is_file(config),
     })?;
-    let started = prepared.start(buffers(lcores.len(), journal.is_some()), lcores.len() as u16)?;
-    let mut running = Running::start(config, &lcores, started, journal, blocklist)?;
+    let (_house, front) = Front::open(config);
+    // Only then it matters where flows begin in the journal.
+    let reports = log.is_some() || exports.is_some();
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
     let debug = config.debug;
-    let mut outputs = Outputs { log, exports, eve, highlights, debug, failed: false, latest_ns: 0 };
+    let started = prepared.start(buffers(lcores.len(), journal.is_some()), lcores.len() as u16)?;
+    let mut outputs =
+        Outputs { log, exports, eve, front, highlights, debug, failed: false, latest_ns: 0 };
+    let mut running =
+        Running::start(config, &lcores, started, journal, blocklist, reports, &mut outputs.front)?;
     let begun = Instant::now();
     running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, &mut stop, begun))
@@ -266,6 +274,8 @@ impl Running {
         started: Started,
         journal: Option<(Scribe, journal::Handle)>,
         blocklist: Option<Arc<Blocklist>>,
+        reports: bool,
+        front: &mut Front,
     ) -> Result<Self, RunError> {
         let Started { eal, inputs, queues } = started;
         let (queue_count, spread) = queues.shape();
@@ -274,12 +284,16 @@ impl Running {
         let together = blocklist.is_some() && is_file(config);
         let most = if together { 1 + usize::from(journal.is_some()) } else { usize::MAX };
         let plan = Plan::new(lcores.len().min(most), queue_count, spread, journal.is_some());
+        front.assign(&plan, lcores.len());
         let (mut scribe, journal) = journal.unzip();
         let mut tasks: Vec<Vec<Task>> = lcores.iter().map(|_| Vec::new()).collect();
         let mut links = Vec::new();
         let inputs_of_workers = deal_inputs(queues, &plan, &mut tasks);
         let waits = inputs_of_workers.iter().all(Input::waits);
-        let mut desk = Desk::new(!waits);
+        let mut desk = Desk::new(!waits, &config.sensor);
+        if let Some(scribe) = scribe.as_mut().filter(|_| reports) {
+            desk.look_up(scribe.tell_places());
+        }
         let workers = plan.workers.len();
         let flows = config.max_flows.div_ceil(workers);
         let timeouts = Timeouts {
@@ -291,15 +305,21 @@ impl Running {
         for (input, &at) in inputs_of_workers.into_iter().zip(&plan.workers) {
             let table = FlowTable::new(flows, timeouts, seed(), Machine);
             let (event_tx, event_rx) = RingBuffer::new(EVENT_RING);
-            let giver = scribe.as_mut().map(|scribe| {
-                let (tx, rx) = journal::handover(JOURNAL_RING);
-                scribe.attach(rx);
-                tx
-            });
+            let (giver, progress) = scribe
+                .as_mut()
+                .map(|scribe| {
+                    let (tx, rx) = journal::handover(JOURNAL_RING);
+                    let progress = rx.progress();
+                    scribe.attach(rx);
+                    (tx, progress)
+                })
+                .unzip();
             let mut worker = Worker::new(input, table, event_tx, giver);
-            if let Some(reading) = desk.join(event_rx, config.inspect_packets, flows) {
+            let progress = progress.filter(|_| reports);
+            if let Some(reading) = desk.join(event_rx, progress, config.inspect_packets, flows) {
                 worker.read_payloads(reading);
             }
+            worker.show_flows(desk.peek());
             if let Some(silencer) = silencers.next() {
                 worker.silence(silencer);
             }
@@ -352,13 +372,23 @@ impl Running {
             }
             // Asked before the rings are emptied: nothing comes after the end.
             let ended = self.lcores.iter().all(|(_, thread, _)| thread.is_finished());
+            self.hear(outputs);
             let mut taken = self.desk.take(ended, outputs);
             if stop.hang_up.swap(false, Ordering::Relaxed) {
                 outputs.reopen();
                 self.quiet.iter().for_each(Quiet::reload);
             }
             if let Some(watches) = &mut self.watches {
-                taken += watches.attend(|watched, verdict| outputs.verdict(watched, verdict));
+                let journal = self.journal.as_ref();
+                taken += watches.attend(|watched, verdict| {
+                    // Before the alert can be seen: from then on the host's packets are whole.
+                    if let Some(journal) = journal
+                        && verdict.findings.iter().any(|f| f.class.is_alarm())
+                    {
+                        journal.monitor().alerted(watched.scope.host.ip());
+                    }
+                    outputs.verdict(watched, verdict);
+                });
             }
             if ended && taken == 0 {
                 break;
@@ -375,6 +405,7 @@ impl Running {
                 }
                 outputs.flush();
                 warn_of_losses(&counters, &mut lost);
+                self.publish(&counters, outputs);
                 if let Some(quiet) = &mut self.quiet {
                     quiet.attend(self.desk.collector());
                 }
@@ -390,6 +421,28 @@ impl Running {
             quiet.attend(self.desk.collector());
         }
         outputs.flush();
+    }
+
+    /// Answers what is asked, or has it answered.
+    fn hear(&mut self, outputs: &mut Outputs) {
+        while let Some(ask) = outputs.front.reception.next() {
+            match ask {
+                Ask::Flows(query, to) => self.desk.ask(query, to),
+                Ask::Reload(to) => {
+                    outputs.reopen();
+                    // Who asked may have gone.
+                    let _ = to.send(Reloaded { done: vec!["logs".into()], failed: Vec::new() });
+                }
+            }
+        }
+    }
+
+    fn publish(&self, counters: &Counters, outputs: &mut Outputs) {
+        let lcores = self.lcores.iter();
+        let lcores = lcores.map(|(id, thread, board)| (*id, !thread.is_finished(), board.load()));
+        let journal = self.journal.as_ref().map(|j| j.monitor().status());
+        let export = outputs.exports.as_ref().map(Exports::status);
+        outputs.front.publish(counters, lcores, journal, export);
     }
 
     /// The counters as they are.
@@ -517,6 +570,7 @@ struct Outputs {
     log: Option<FlowLog>,
     exports: Option<Exports>,
     eve: Option<EveLog>,
+    front: Front,
     highlights: Option<Highlights>,
     debug: bool,
     failed: bool,
@@ -527,6 +581,7 @@ struct Outputs {
 impl Outputs {
     fn take(&mut self, event: &FlowEvent, about: &About<'_>) {
         self.latest_ns = self.latest_ns.max(event.timestamp_ns);
+        self.front.take(event);
         if self.debug {
             self.show(event);
         }
@@ -572,16 +627,21 @@ impl Outputs {
 
     /// What was found in one window, so that a reader sees it at once.
     fn verdict(&mut self, watched: &Watched, verdict: &Verdict) {
-        let Some(eve) = &mut self.eve else { return };
-        let shown = |class| class != Class::Idle || watched.show_idle;
-        let mut write = || -> std::io::Result<()> {
-            for finding in verdict.findings.iter().filter(|f| shown(f.class)) {
-                // Writing to memory cannot fail.
-                eve.write(|_, out| _ = watched.eve.write(verdict, finding, out))?;
+        let mut line = Vec::new();
+        for finding in &verdict.findings {
+            line.clear();
+            // Writing to memory cannot fail.
+            let _ = watched.eve.write(verdict, finding, &mut line);
+            if finding.class.is_alarm() {
+                self.front.reception.alert(verdict.start_ns, &line);
             }
-            eve.flush()
-        };
-        if let Err(e) = write() {
+            if finding.class != Class::Idle || watched.show_idle {
+                self.with_eve(|_, out| out.extend_from_slice(&line));
+            }
+        }
+        if let Some(eve) = &mut self.eve
+            && let Err(e) = eve.flush()
+        {
             self.fail("the EVE log", &e);
         }
     }

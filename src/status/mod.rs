@@ -57,6 +57,11 @@ macro_rules! counters {
             pub fn group(self) -> Group {
                 match self { $(Self::$variant => Group::$group),* }
             }
+
+            /// What it counts, in a sentence.
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help),* }
+            }
         }
     };
 }
@@ -82,6 +87,7 @@ counters! {
     Truncated, Plain, "truncated", "Packets of which less was captured than was sent.";
     LengthLies, Plain, "length_lies", "Packets whose IP length was larger than the frame.";
     Flows, Plain, "flows", "Flows begun.";
+    ActiveFlows, Plain, "active_flows", "Flows that go on.";
     Evicted, Plain, "evicted", "Flows ended early to make room (--max-flows).";
     Events, Plain, "events", "Flow events, deltas included.";
     Inspected, Inspect, "packets", "Packets whose payload was looked at.";

@@ -16,6 +16,7 @@ use dpdk::{BURST, Mbuf};
 use rtrb::{Consumer, Producer};
 
 use crate::capture::{Batch, Complaint, Poll, Source, Stamp, frame};
+use crate::control::live::Peek;
 use crate::detect::watch::Watcher;
 use crate::detect::{Sighting, sight};
 use crate::event::{EndReason, EventSink, FlowEvent, Mark, Note, NoteSink, Seen, Wants};
@@ -64,11 +65,24 @@ impl Hint for Machine {
 
 /// How long to wait for a full event ring; it takes longer than this to empty.
 const FULL: Duration = Duration::from_micros(100);
+/// Events that one burst may make. Where the source waits for us, a burst is received when there is
+/// room for as many: who stands still within a burst keeps the journal on its lcore from going on,
+/// and events may be waiting for that.
+const ROOM: usize = 1024;
+
+/// An event on its way to the control thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    pub event: FlowEvent,
+    /// Packets that its worker had received: the journal gets them all, in order, or loses them.
+    pub received: u64,
+}
 
 /// Sends events to the control thread.
 struct EventRing {
-    ring: Producer<FlowEvent>,
+    ring: Producer<Report>,
     waits: bool,
+    received: u64,
     sent: u64,
 }
 
@@ -79,11 +93,11 @@ impl EventSink for EventRing {
     }
 
     fn push(&mut self, event: FlowEvent) {
-        let mut event = event;
+        let mut report = Report { event, received: self.received };
         self.sent += 1;
-        // Only where the source waits for us can the ring be full: the control thread empties it.
-        while let Err(rtrb::PushError::Full(back)) = self.ring.push(event) {
-            event = back;
+        // There was room; if that was not enough, the control thread empties it.
+        while let Err(rtrb::PushError::Full(back)) = self.ring.push(report) {
+            report = back;
             std::thread::sleep(FULL);
         }
     }
@@ -124,6 +138,10 @@ impl NoteSink for NoteRing {
         }
     }
 }
+
+/// Places of the flow table that are copied out after a burst, and when there was none.
+const PEEK_BUSY: usize = 32;
+const PEEK_IDLE: usize = 256;
 
 /// Bytes of a packet in several buffers that are read: any IP packet with its link's headers.
 const CHAINED: usize = (1 << 16) + 256;
@@ -226,6 +244,7 @@ pub struct Worker {
     table: FlowTable<Machine>,
     journal: Option<Giver>,
     watcher: Option<Box<Watcher>>,
+    peek: Option<Box<Peek>>,
     events: EventRing,
     reader: Option<Box<Reader>>,
     batch: Batch,
@@ -243,7 +262,7 @@ impl Worker {
     pub fn new(
         input: Input,
         table: FlowTable<Machine>,
-        events: Producer<FlowEvent>,
+        events: Producer<Report>,
         journal: Option<Giver>,
     ) -> Self {
         let waits = input.waits();
@@ -252,7 +271,8 @@ impl Worker {
             table,
             journal,
             watcher: None,
-            events: EventRing { ring: events, waits, sent: 0 },
+            peek: None,
+            events: EventRing { ring: events, waits, received: 0, sent: 0 },
             reader: None,
             batch: Batch::default(),
             filter: None,
@@ -289,11 +309,23 @@ impl Worker {
         self.watcher = Some(Box::new(watcher));
     }
 
+    /// Lets others look at its flows.
+    pub fn show_flows(&mut self, peek: Peek) {
+        self.peek = Some(Box::new(peek));
+    }
+
     /// One burst, or one step of the end.
     pub fn turn(&mut self, stopping: bool) -> Turn {
         if self.received_until.is_none() {
-            return if self.hand_to_journal() { self.receive() } else { Turn::Idle };
+            let ready = self.hand_to_journal() && (!self.waits || self.events.ring.slots() >= ROOM);
+            let turn = if ready { self.receive() } else { Turn::Idle };
+            if self.peek.as_ref().is_some_and(|p| p.is_wanted()) {
+                return self.copy_flows(turn);
+            }
+            return turn;
         }
+        // Flows wait in the table for room, as they do live.
+        self.events.waits = false;
         if self.watcher.as_mut().is_some_and(|w| !w.finish()) {
             return Turn::Idle;
         }
@@ -349,7 +381,11 @@ impl Worker {
                 Turn::Busy
             }
             Poll::Packets(_) => {
+                let before = self.events.received;
+                self.events.received += self.batch.packets.len() as u64;
                 self.account();
+                // Silenced ones are gone by now, and the journal never sees them.
+                self.events.received = before + self.batch.packets.len() as u64;
                 self.hand_to_journal();
                 Turn::Busy
             }
@@ -443,6 +479,15 @@ impl Worker {
         watcher.let_time_pass(clock);
     }
 
+    /// A slice of the flows for whoever asks; more of them when there are no packets.
+    #[cold]
+    fn copy_flows(&mut self, turn: Turn) -> Turn {
+        let now = self.now();
+        let most = if turn == Turn::Busy { PEEK_BUSY } else { PEEK_IDLE };
+        let Some(peek) = &mut self.peek else { return turn };
+        if peek.copy(&self.table, most, now) { Turn::Busy } else { turn }
+    }
+
     /// Takes the packets of silenced flows out of the burst, and counts them.
     #[cold]
     fn keep_silent(&mut self) {
@@ -457,6 +502,7 @@ impl Worker {
 
     fn count_table(&mut self) {
         let stats = self.table.stats();
+        self.counters.set(Counter::ActiveFlows, self.table.len() as u64);
         self.counters.set(Counter::Flows, stats.created);
         self.counters.set(Counter::Evicted, stats.evicted);
         self.counters.set(Counter::Unplaced, stats.unplaced);

@@ -90,6 +90,13 @@ pub(super) fn prepare(settings: &SecopsSettings) -> Result<Make, String> {
     }))
 }
 
+/// Where batches go, if the settings say so.
+pub(super) fn ingestion_url(s: &SecopsSettings) -> Option<String> {
+    let customer = s.customer_id.as_deref().unwrap_or_default();
+    let log_type = s.log_type.as_deref().unwrap_or(LOG_TYPE);
+    address(s, customer, log_type).ok().map(String::from)
+}
+
 /// Where batches go.
 fn address(s: &SecopsSettings, customer: &str, log_type: &str) -> Result<Url, String> {
     let region = s.region.as_deref().unwrap_or("us");

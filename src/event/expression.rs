@@ -5,6 +5,7 @@
 //! there. `and`, `or`, `not` and parentheses combine. An absent field equals nothing and compares
 //! with nothing; `!=` holds for it.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -41,31 +42,60 @@ enum Op {
     Contains,
 }
 
+/// The fields of an event, by their names in its JSON line.
+pub trait Fields {
+    /// `None`: the event has no such field.
+    fn field(&self, name: &str) -> Option<Cow<'_, Value>>;
+}
+
+impl Fields for Map<String, Value> {
+    fn field(&self, name: &str) -> Option<Cow<'_, Value>> {
+        self.get(name).map(Cow::Borrowed)
+    }
+}
+
 impl Expression {
     /// Whether it holds for an event.
-    pub fn holds(&self, event: &Map<String, Value>) -> bool {
+    pub fn holds(&self, event: &impl Fields) -> bool {
         self.0.holds(event)
+    }
+
+    /// The fields that it asks for.
+    pub fn fields(&self) -> Vec<&str> {
+        let mut out = Vec::new();
+        self.0.fields(&mut out);
+        out
     }
 }
 
 impl Node {
-    fn holds(&self, e: &Map<String, Value>) -> bool {
+    fn fields<'a>(&'a self, out: &mut Vec<&'a str>) {
+        match self {
+            Self::All(parts) | Self::Any(parts) => parts.iter().for_each(|p| p.fields(out)),
+            Self::Not(part) => part.fields(out),
+            Self::There(field)
+            | Self::Test(field, ..)
+            | Self::OneOf(field, _)
+            | Self::Within(field, _) => out.push(field),
+        }
+    }
+
+    fn holds(&self, e: &impl Fields) -> bool {
         match self {
             Self::All(parts) => parts.iter().all(|p| p.holds(e)),
             Self::Any(parts) => parts.iter().any(|p| p.holds(e)),
             Self::Not(part) => !part.holds(e),
-            Self::There(field) => e.contains_key(field),
-            Self::Test(field, op, value) => match e.get(field) {
-                Some(found) => op.holds(found, value),
+            Self::There(field) => e.field(field).is_some(),
+            Self::Test(field, op, value) => match e.field(field) {
+                Some(found) => op.holds(&found, value),
                 None => *op == Op::Ne,
             },
             Self::OneOf(field, values) => {
-                e.get(field).is_some_and(|found| values.iter().any(|v| Op::Eq.holds(found, v)))
+                e.field(field).is_some_and(|found| values.iter().any(|v| Op::Eq.holds(&found, v)))
             }
             Self::Within(field, network) => e
-                .get(field)
-                .and_then(Value::as_str)
-                .and_then(|text| text.parse::<IpAddr>().ok())
+                .field(field)
+                .and_then(|found| found.as_str()?.parse::<IpAddr>().ok())
                 .is_some_and(|ip| network.contains(&ip)),
         }
     }
