@@ -1,11 +1,10 @@
 //! malakocut: a network detection and response sensor for a mirror port, on DPDK.
 //!
 //! The modules follow the packet: `capture` takes it in, `packet` reads it, `flow` accounts for it,
-//! `event` says what a flow was, `inspect` what it was about, `shunt` what is left out of telemetry
-//! and journal by its names, `journal` keeps the bytes, `spool`
-//! keeps events until they are delivered, `eve` writes Suricata's lines, `export` hands the events on,
-//! `worker` is the loop that ties them together, `sensor` starts and stops it all. Imports run one
-//! way, from the last to the first. `filter` is pcap-filter's language, `detect` judges what hosts do
+//! `event` says what a flow was, `shunt` knows what is left out by its name, `inspect` says what a flow
+//! was about, `journal` keeps the bytes, `spool` keeps events until they are delivered, `eve` writes
+//! Suricata's lines, `export` hands the events on, `worker` is the loop that ties them together,
+//! `sensor` starts and stops it all. Imports run one way, from the last to the first. `filter` is pcap-filter's language, `detect` judges what hosts do
 //! in windows of time, `cli` is malakocut-cli; `gomon` is a program of its own, which takes
 //! interfaces over as the sensor does.
 

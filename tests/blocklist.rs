@@ -194,7 +194,7 @@ fn what_a_listed_name_silences_and_what_it_does_not() {
         assert_eq!(ports(&of_flows), kept);
         for line in &eve {
             let text = line.to_string().to_lowercase().replace("x.hulu.com.evil", "");
-            let name = |n: &&str| text.contains(*n) && !text.contains("nothulu");
+            let name = |n: &&&str| text.contains(**n) && !text.contains("nothulu");
             // A kept resolver's flow shows what was first asked for in it.
             let shown = ["hulu.com", "video.example", "sub.example"].iter().find(name);
             assert_eq!(shown, None, "{line}");
