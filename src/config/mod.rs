@@ -6,6 +6,7 @@
 
 mod detect;
 mod layer;
+mod networks;
 mod units;
 
 use std::env;
@@ -20,6 +21,7 @@ use crate::filter;
 use crate::journal::admit::Rules;
 
 pub use layer::{Layer, PollMode, SummaryFormat, Switch};
+pub use networks::Networks;
 
 use crate::detect::watch::Watched;
 
