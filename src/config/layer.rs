@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use serde::Deserialize;
 
 use super::detect::DetectLayer;
+use super::networks::Networks;
 use super::units;
 use super::{ConfigError, SourceConfig};
 use crate::export;
@@ -174,6 +175,9 @@ pub struct Layer {
     /// Only in the configuration file.
     #[arg(skip)]
     pub detect: DetectLayer,
+    /// What networks are called; only in the configuration file.
+    #[arg(skip)]
+    pub networks: Networks,
 }
 
 /// A layer on its own, so that environment variables are read by the flags' own rules.
@@ -265,6 +269,7 @@ impl Layer {
             debug: self.debug || lower.debug,
             export: self.export.or(lower.export),
             detect: if self.detect.watch.is_empty() { lower.detect } else { self.detect },
+            networks: if self.networks.is_empty() { lower.networks } else { self.networks },
         }
     }
 

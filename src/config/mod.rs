@@ -7,6 +7,7 @@
 mod capture;
 mod detect;
 mod layer;
+mod networks;
 mod units;
 
 use std::env;
@@ -22,6 +23,7 @@ use crate::journal::admit::Rules;
 
 pub use capture::CaptureRules;
 pub use layer::{Idle, Layer, SummaryFormat, Switch};
+pub use networks::Networks;
 
 use crate::detect::watch::Watched;
 

@@ -1,15 +1,16 @@
 //! A flow event's fields one at a time, for expressions.
 //!
-//! Those that nearly every expression asks for are taken from the record; for any other the whole line
-//! is made once.
+//! Those that most expressions ask for are taken from the record; for any other the whole line is made
+//! once.
 
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
+use std::net::IpAddr;
 
 use serde_json::{Map, Value};
 
 use super::json::{by_originator, community_id, protocol_name};
-use super::{About, EventWriter, FlowEvent};
+use super::{About, EventWriter, FlowEvent, mac};
 use crate::event::expression::Fields;
 
 /// The names of all fields that a flow event can have, and what a live flow's row has beside.
@@ -119,6 +120,7 @@ impl Fields for FlowFields<'_> {
         let ((src, sport), (dst, dport)) = by_originator(e);
         let v6 = e.key.is_v6();
         let sum = |of: fn(&super::Counts) -> u64| e.delta.iter().map(of).sum::<u64>();
+        let content = self.about.content;
         let value = match name {
             "src_ip" => src.ip(v6).to_string().into(),
             "dst_ip" => dst.ip(v6).to_string().into(),
@@ -134,9 +136,26 @@ impl Fields for FlowFields<'_> {
             "community_id" => community_id(&e.key, 0).into(),
             "flow_id" => format!("{:016x}", e.flow_id).into(),
             "silenced" if e.silenced => true.into(),
+            "src_mac" => mac(e.macs[0]?).into(),
+            "dst_mac" => mac(e.macs[1]?).into(),
             "app_proto" => self.about.app(e)?.name().into(),
+            "src_name" => self.about.src_name.as_deref()?.into(),
+            "dst_name" => self.about.dst_name.as_deref()?.into(),
+            "dns_query" => content?.dns.as_ref()?.query.as_str().into(),
+            "sni" => content?.tls.as_ref()?.sni.as_deref()?.into(),
+            "http_host" => content?.http.as_ref()?.host.as_deref()?.into(),
             _ => return self.whole().get(name).map(Cow::Borrowed),
         };
         Some(Cow::Owned(value))
+    }
+
+    fn address(&self, name: &str) -> Option<IpAddr> {
+        let ((src, _), (dst, _)) = by_originator(self.event);
+        let v6 = self.event.key.is_v6();
+        match name {
+            "src_ip" => Some(src.ip(v6)),
+            "dst_ip" => Some(dst.ip(v6)),
+            _ => self.field(name)?.as_str()?.parse().ok(),
+        }
     }
 }
