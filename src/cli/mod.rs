@@ -8,7 +8,6 @@ mod export;
 mod extract;
 mod journal;
 mod text;
-mod time;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
