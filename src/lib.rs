@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod capture;
 pub mod cli;
 pub mod config;
@@ -26,6 +27,7 @@ pub mod inspect;
 pub mod journal;
 pub mod nic;
 pub mod packet;
+pub mod secret;
 pub mod sensor;
 pub mod shunt;
 pub mod spool;

@@ -17,7 +17,6 @@ mod papers;
 mod reload;
 mod status;
 mod text;
-mod time;
 mod top;
 
 use std::ffi::OsString;

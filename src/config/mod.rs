@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
+use crate::api;
 use crate::filter;
 use crate::journal::admit::Rules;
 
@@ -111,6 +112,7 @@ pub struct Config {
     /// Exporters by name, `none` and `file` left out.
     pub exporters: Vec<String>,
     pub export: export::Settings,
+    pub api: api::Settings,
     /// Nothing is to run.
     pub check_only: bool,
 }
@@ -196,6 +198,7 @@ impl Config {
             debug,
             exporters,
             export,
+            api,
             check_only
         );
         out
@@ -285,6 +288,7 @@ impl Config {
             debug: l.debug,
             exporters,
             export,
+            api: api::Settings { socket: socket_path(l.control_socket, is_file) },
             check_only: false,
         })
     }
@@ -293,6 +297,15 @@ impl Config {
 /// The command line, for completions and the manual.
 pub fn command() -> clap::Command {
     Args::command()
+}
+
+/// Where the control socket goes: live sources have one, a file being read only if it is asked for.
+fn socket_path(given: Option<PathBuf>, is_file: bool) -> Option<api::SocketPath> {
+    match given {
+        Some(path) => Some(api::SocketPath { path, is_wanted: true }),
+        None if is_file => None,
+        None => Some(api::SocketPath { path: api::CONTROL_SOCKET.into(), is_wanted: false }),
+    }
 }
 
 /// What the journal keeps of live sources unless somebody says otherwise.

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use dpdk::lcore::{self, Lcore, Thread};
 use rtrb::RingBuffer;
 
+use crate::api::{Api, ApiError};
 use crate::capture::{Complaint, OpenError, Source, Steer};
 use crate::config::{Config, Idle, SourceConfig, SummaryFormat};
 use crate::control::{Ask, Reloaded};
@@ -84,6 +85,8 @@ pub enum RunError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Export(#[from] ExportError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
     #[error("the CPUs of this process could not be read: {0}")]
     Affinity(std::io::Error),
     #[error("signals could not be set up: {0}")]
@@ -164,7 +167,9 @@ fn attended(
         sensor: &config.sensor,
         waits: is_file(config),
     })?;
-    let (_house, front) = Front::open(config);
+    let (house, front) = Front::open(config);
+    // Dropped last: it answers until everything has ended.
+    let _api = Api::start(&config.api, house, journal.as_ref().map(|(_, handle)| handle))?;
     // Only then it matters where flows begin in the journal.
     let reports = log.is_some() || exports.is_some();
     // Only the tables need them, and they cost a look at every event.
@@ -427,6 +432,8 @@ impl Running {
         let mut tick = begun;
         let (mut ticks, mut lost) = (0u32, 0);
         let mut service = Service::new();
+        let counters = self.counters();
+        self.publish(&counters, outputs);
         service.ready();
         loop {
             if stop.is_wanted() && !self.shared.stop.swap(true, Ordering::Relaxed) {
