@@ -597,7 +597,7 @@ fn what_expires_under_a_reader_comes_whole_or_is_said_to_be_missing() {
     let first = answer.next().unwrap();
     // Everything goes, as when the disk is full, while one segment is being read.
     let limits = Limits { age: Duration::MAX, quota: Some(0), min_free: 0 };
-    let kept = Retention::new(directory.clone(), limits, u64::MAX).unwrap().enforce(0, u64::MAX, 0);
+    let kept = Retention::new(directory, limits, u64::MAX).unwrap().enforce(0, u64::MAX, 0);
     assert_eq!((kept.deleted as usize, kept.segments), (held.len(), 0));
     let mut got = HashMap::from([(first.segment, 1)]);
     for packet in answer.by_ref() {
