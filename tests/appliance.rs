@@ -381,14 +381,15 @@ fn systemd_hears_of_start_reload_and_end_and_a_stuck_lcore_starves_the_watchdog(
             serde_json::from_slice(&fs::read(dir.path().join("health.json")).ok()?).ok()?;
         (number(&report, "packets") == 240).then_some(())
     });
-    // One thread stops, as one that loops for ever would; the others go on.
+    // PTRACE_SEIZE and PTRACE_INTERRUPT: one thread stops, as one that loops for ever would, and the
+    // others go on. Its end is waited for (__WALL), or the process could not be reaped.
     let tasks =
         fs::read_dir(format!("/proc/{}/task", child.id())).unwrap().map(|t| t.unwrap().path());
     let mut named =
         tasks.filter(|t| fs::read_to_string(t.join("comm")).unwrap().trim() == "lcore-1");
     let thread = named.next().unwrap().file_name().unwrap().to_string_lossy().into_owned();
     let stop = "my $t = $ARGV[0] + 0; syscall(101, 0x4206, $t, 0, 0) == 0 or die; \
-                syscall(101, 0x4207, $t, 0, 0) == 0 or die; sleep 120";
+                syscall(101, 0x4207, $t, 0, 0) == 0 or die; 1 while waitpid(-1, 0x40000000) > 0";
     let mut tracer = Command::new("perl").args(["-e", stop, &thread]).spawn().unwrap();
     until("it is said", || said().contains("lcore 1 has made no progress").then_some(()));
     systemd.heard();

@@ -16,6 +16,9 @@ const NOIOMMU: &str = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode";
 /// The service's user, who is to open what we bind.
 const USER: &str = "malakocut";
 
+/// A card to be taken over, and how that went.
+pub type Applied = (Entry, Result<(), NicError>);
+
 /// How a card could come to a DPDK driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kernel {
@@ -191,7 +194,7 @@ impl Machine {
     }
 
     /// Binds what is remembered; a line for each, whether it went well.
-    pub fn apply(&self) -> Result<Vec<(Entry, Result<(), NicError>)>, NicError> {
+    pub fn apply(&self) -> Result<Vec<Applied>, NicError> {
         let bind = |entry: Entry| {
             let done = self.find(&entry.address).and_then(|card| {
                 match card.interfaces.iter().find_map(|i| self.needed(&i.name)) {

@@ -78,7 +78,7 @@ fn write(machine: &Machine, entries: &[Entry]) -> Result<(), NicError> {
     let text = HEAD.to_owned() + &lines.collect::<String>();
     // As a whole, so that no reader meets half of it.
     let new: PathBuf = path.with_extension("conf.new");
-    let directory = path.parent().unwrap_or(Path::new("/"));
+    let directory = path.parent().unwrap_or_else(|| Path::new("/"));
     fs::create_dir_all(directory).map_err(NicError::file(directory))?;
     fs::write(&new, text).map_err(NicError::file(&new))?;
     fs::rename(&new, &path).map_err(NicError::file(&path))

@@ -799,15 +799,17 @@ impl Outputs {
         self.reopen();
         match Config::from_process() {
             Err(e) => tracing::error!("the configuration is left as it was: {e}"),
-            Ok(new) => match config.differences(&new).as_slice() {
-                [] => {
-                    tracing::info!("reloaded: logs are opened anew; the configuration is the same")
+            Ok(new) => {
+                let changed = config.differences(&new);
+                if changed.is_empty() {
+                    tracing::info!("reloaded: logs are opened anew; the configuration is the same");
+                } else {
+                    let changed = changed.join(", ");
+                    tracing::warn!(
+                        "reloaded: logs are opened anew; a restart is needed for {changed}"
+                    );
                 }
-                changed => tracing::warn!(
-                    "reloaded: logs are opened anew; a restart is needed for {}",
-                    changed.join(", ")
-                ),
-            },
+            }
         }
     }
 

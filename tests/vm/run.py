@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -69,7 +70,7 @@ def count(guest, terms):
 
 
 def install(guest):
-    guest.ok("mkdir -p /job && tar -xf /dev/nvme1n1 -C /job")
+    guest.ok("mkdir -p /job && tar -xf /dev/nvme0n2 -C /job")
     said(guest.ok("dpkg -i /job/malakocut.deb 2>&1 | tail -1", 300))
     check("the units are in order", guest.ok("systemd-analyze verify --man=no malakocut.service malakocut-setup.service") == "")
     score = guest.ok("systemd-analyze security --no-pager malakocut.service | tail -1")
@@ -178,9 +179,10 @@ def stuck_lcore(guest):
     guest.ok(
         "pid=$(systemctl show -P MainPID malakocut); "
         "for t in /proc/$pid/task/*; do [ $(cat $t/comm) = lcore-1 ] && tid=${t##*/}; done; "
-        # PTRACE_SEIZE and PTRACE_INTERRUPT: one thread stops, the others go on.
+        # PTRACE_SEIZE and PTRACE_INTERRUPT: one thread stops, the others go on. Its end is waited for
+        # (__WALL), or the process could not be reaped.
         "setsid perl -e 'my $t = $ARGV[0] + 0; syscall(101, 0x4206, $t, 0, 0) == 0 or die; "
-        "syscall(101, 0x4207, $t, 0, 0) == 0 or die; sleep 60' $tid >/dev/null 2>&1 </dev/null &"
+        "syscall(101, 0x4207, $t, 0, 0) == 0 or die; 1 while waitpid(-1, 0x40000000) > 0' $tid >/dev/null 2>&1 </dev/null &"
     )
     guest.until("systemctl show -P NRestarts malakocut", lambda text: text.strip() not in ("", "0"), 90)
     log = guest.ok("journalctl -b -o cat -u malakocut")
@@ -213,6 +215,8 @@ def main():
     begun = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix="run-", dir=cache))
     guest = None
+    # However we are ended, the guest ends too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         deb = subprocess.check_output(
             [PROJECT / "scripts/package-deb.sh", sys.argv[1], work, "none"], text=True
