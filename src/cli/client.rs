@@ -54,7 +54,7 @@ impl Door {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum AskError {
     #[error("no sensor is running: {0}: {1}; start one, or name its socket with --socket PATH")]
-    NotRunning(PathBuf, String),
+    NotRunning(PathBuf, &'static str),
     #[error("{0}: permission denied; be root or in the socket's group")]
     Denied(PathBuf),
     #[error("the sensor refuses: {0}")]
@@ -168,9 +168,8 @@ fn request(method: &Method, path: &str) -> Result<Request<Empty<Bytes>>, AskErro
 
 async fn connect(socket: &Path) -> Result<SendRequest<Empty<Bytes>>, AskError> {
     let stream = UnixStream::connect(socket).await.map_err(|e| match e.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-            AskError::NotRunning(socket.into(), e.kind().to_string())
-        }
+        ErrorKind::NotFound => AskError::NotRunning(socket.into(), "there is no such socket"),
+        ErrorKind::ConnectionRefused => AskError::NotRunning(socket.into(), "nobody listens there"),
         ErrorKind::PermissionDenied => AskError::Denied(socket.into()),
         _ => broken(format!("{}: {e}", socket.display())),
     })?;

@@ -133,7 +133,7 @@ impl Page {
 
     fn packets(&self, s: &Known) -> String {
         let mut out = format!(
-            "{} ({}/s), {} ({}b/s)",
+            "{} ({}/s), {} ({} b/s)",
             self.number(s.packets),
             text::scaled(s.rates.packets_per_second),
             text::bytes(s.bytes),

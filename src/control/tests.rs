@@ -1,5 +1,9 @@
+use std::cell::RefCell;
+
 use super::*;
-use crate::event::{About, FlowEvent};
+use crate::event::{
+    About, Content, Dns, EventWriter, FIELDS, Fields, FlowEvent, FlowFields, Http, Tls,
+};
 use crate::flow::{Arrival, FlowTable, NoHint, Timeouts};
 use crate::packet::{Addr, Decoded, Tuple, proto};
 
@@ -158,4 +162,31 @@ fn metrics_are_one_block_a_name_and_the_reasons_are_labels() {
     let before = names.len();
     names.dedup();
     assert_eq!(names.len(), before);
+}
+
+#[test]
+fn a_field_asked_alone_is_that_of_the_line() {
+    let name = || Some("a.example".to_owned());
+    let content = Content {
+        dns: Some(Box::new(Dns { query: "q.example".into(), ..Dns::default() })),
+        tls: Some(Box::new(Tls { sni: name(), ..Tls::default() })),
+        http: Some(Box::new(Http { host: name(), ..Http::default() })),
+        ..Content::default()
+    };
+    let full =
+        About { content: Some(&content), src_name: Some("s.example".into()), dst_name: None };
+    let writer = RefCell::new(EventWriter::new("attic"));
+    table(2).copy(0, 1 << 17, 3_000_000_000, |event| {
+        for about in [&full, &About::default()] {
+            let mut line = Vec::new();
+            EventWriter::new("attic").write_about(&event, about, &mut line);
+            let whole: serde_json::Map<String, serde_json::Value> =
+                serde_json::from_slice(&line).unwrap();
+            let fields = FlowFields::new(&event, about, &writer);
+            for name in FIELDS {
+                assert_eq!(fields.field(name).as_deref(), whole.get(*name), "{name}");
+                assert_eq!(fields.address(name), whole.address(name), "{name}");
+            }
+        }
+    });
 }

@@ -1,71 +1,88 @@
-//! A sensor that has taken the shipped capture in by DPDK's pcap driver and goes on running.
+//! A running sensor with flows that stay: the shipped capture without the ends of its connections,
+//! replayed to one end of a veth pair.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::common::{self, Run, home_plain, home_truth, number};
+use crate::common::{Run, home_plain, packets_of};
+use crate::pair::{Pair, run};
 
 /// The client's binary.
 pub(crate) const CLI: &str = env!("CARGO_BIN_EXE_malakocut-cli");
 
+/// One at a time: the namespace is the process's.
+static ONE: Mutex<()> = Mutex::new(());
+
 pub(crate) struct Sensor {
     child: Child,
+    pub pair: Pair,
     pub dir: TempDir,
     pub socket: PathBuf,
+    /// What was sent to it.
+    pub packets: u64,
+    _one: MutexGuard<'static, ()>,
 }
 
 impl Sensor {
-    /// Starts it with the shipped capture and waits until all of that is in.
-    pub(crate) fn start(args: &[&str]) -> Self {
+    /// Starts it and sends the capture; `None`, with a message, where that cannot be done.
+    pub(crate) fn with_flows(args: &[&str]) -> Option<Self> {
+        let mut this = Self::start(args)?;
+        let whole = home_plain(this.dir.path());
+        let open = this.dir.path().join("open.pcap");
+        let ends = "not (tcp and tcp[tcpflags] & (tcp-fin|tcp-rst) != 0)";
+        assert!(run("tcpdump", &["-r", text(&whole), "-w", text(&open), ends]));
+        this.send(&open, 4_000);
+        Some(this)
+    }
+
+    /// Starts it and waits until it can be asked.
+    pub(crate) fn start(args: &[&str]) -> Option<Self> {
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let pair = Pair::new()?;
         let dir = tempfile::tempdir().unwrap();
-        let capture = home_plain(dir.path());
-        let this = Self::on(&format!("net_pcap0,rx_pcap={}", capture.display()), args, dir);
-        let packets = number(&home_truth(), "packets");
-        wait("the capture is in", || {
-            let run = this.cli(&["status", "--json"]);
-            let status = serde_json::from_str::<serde_json::Value>(&run.stdout).ok();
-            status.is_some_and(|s| s["packets"] == packets && s["active_flows"] != 0)
-        });
-        this
-    }
-
-    /// Starts it on a device and waits until it can be asked.
-    pub(crate) fn on(device: &str, args: &[&str], dir: TempDir) -> Self {
         let socket = dir.path().join("socket");
-        let said = File::create(dir.path().join("stderr")).unwrap();
-        let mut command = common::command();
-        command
-            .args([
-                "--vdev",
-                device,
-                "--journal",
-                "off",
-                "--idle-timeout",
-                "3600",
-                "--sensor",
-                "attic",
-            ])
-            .args(["--data-dir", text(dir.path()), "--control-socket", text(&socket)])
-            .args(args)
-            .stdout(Stdio::null())
-            .stderr(said);
-        let mut this = Self { child: command.spawn().unwrap(), dir, socket };
-        wait("it can be asked", || {
-            let log = fs::read_to_string(this.dir.path().join("stderr")).unwrap();
-            assert!(this.child.try_wait().unwrap().is_none(), "{log}");
-            this.cli(&["status"]).code != Some(2)
-        });
-        this
+        let fixed = [
+            "--interface",
+            "mirror",
+            "--journal",
+            "off",
+            "--idle-timeout",
+            "3600",
+            "--sensor",
+            "attic",
+            "--control-socket",
+            text(&socket),
+        ];
+        let child = pair.start(dir.path(), &[&fixed, args].concat());
+        let this = Self { child, pair, dir, socket, packets: 0, _one: one };
+        wait("it can be asked", || this.cli(&["status"]).code != Some(2));
+        Some(this)
     }
 
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+    /// Sends a capture, so many packets a second, and waits until all that is in.
+    pub(crate) fn send(&mut self, capture: &Path, rate: u32) {
+        self.packets += packets_of(capture).len() as u64;
+        let rate = rate.to_string();
+        self.pair.output("tcpreplay", &["-q", "--pps", &rate, "-i", "sender", text(capture)]);
+        wait("everything sent is in", || self.status()["packets"] == self.packets);
+        // A few connections of IPv6 and within VLANs had their ends all the same.
+        let ended = "history contains \"F\" or history contains \"f\" or history contains \"R\" or \
+                     history contains \"r\"";
+        wait("what has ended is reported", || {
+            self.cli(&["flows", ended, "--json"]).ok().stdout.is_empty()
+        });
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        let said = self.cli(&["status", "--json"]).stdout;
+        serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"))
     }
 
     /// Runs the client to its end.
@@ -78,12 +95,32 @@ impl Sensor {
         command.args(args).env("MALAKOCUT_CONTROL_SOCKET", &self.socket).env_remove("NO_COLOR");
         command
     }
+
+    /// Starts another one in its place.
+    pub(crate) fn restart(&mut self) {
+        self.stop();
+        let fixed = [
+            "--interface",
+            "mirror",
+            "--journal",
+            "off",
+            "--sensor",
+            "attic",
+            "--control-socket",
+            text(&self.socket),
+        ];
+        self.child = self.pair.start(self.dir.path(), &fixed);
+    }
+
+    pub(crate) fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Drop for Sensor {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
 }
 

@@ -93,7 +93,7 @@ impl Details {
         format!("malakocut-cli extract --flow-id {0:016x} -w flow-{0:016x}.pcap", self.id)
     }
 
-    /// The page, but for the rates.
+    /// The page, but for what stands below it.
     pub(super) fn lines(&self, app: &mut App) -> Vec<Line<'static>> {
         let look = app.look;
         let get = |field: &str| look.text(&string(&self.row, field)).into_owned();
@@ -130,7 +130,9 @@ impl Details {
         let seconds =
             |field: &str| text::seconds(self.row.get(field).and_then(Value::as_f64).unwrap_or(0.0));
         let (lasted, idle) = (seconds("duration_sec"), seconds("idle_sec"));
-        line("time", format!("from {} to {}; {lasted}, idle {idle}", get("start"), get("end")));
+        // To the second is enough here.
+        let start: String = get("start").chars().take(19).collect();
+        line("time", format!("began {start}Z, {lasted} until the latest packet, {idle} ago"));
         line("state", format!("{state}{}", state_means(&state)));
         let history = get("history");
         line("history", format!("{history}{}", history_means(&history)));
@@ -156,9 +158,6 @@ impl Details {
             let name = Span::styled(format!("{name:<12} "), look.faint());
             out.push(Line::from(vec![name, Span::styled(format!("{at} {said}"), look.bad())]));
         }
-        out.push(Line::default());
-        out.push(Line::styled("Its packets (c copies the command):", look.faint()));
-        out.push(Line::raw(self.command()));
         out
     }
 

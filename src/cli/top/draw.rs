@@ -139,13 +139,13 @@ fn columns(width: usize) -> Vec<Column> {
     }
     add("source", end, false, None);
     add("", 1, false, None);
-    add("destination", end, false, None);
-    add("proto", 6, false, Some(Sort::Protocol));
+    add("destination", end - 1, false, None);
+    add("proto", if more >= 10 { 7 } else { 5 }, false, Some(Sort::Protocol));
     add("info", 0, false, None);
     add("bytes", counts[0], true, Some(Sort::Bytes));
-    add("packets", counts[1], true, Some(Sort::Packets));
-    add("lasted", 6, true, Some(Sort::Duration));
-    add("idle", 5, true, Some(Sort::Idle));
+    add("pkts", counts[1], true, Some(Sort::Packets));
+    add("time", 6, true, Some(Sort::Duration));
+    add("idle", 6, true, Some(Sort::Idle));
     let used: usize = out.iter().map(|c| c.width + 1).sum();
     if let Some(info) = out.iter_mut().find(|c| c.title == "info") {
         info.width = (width + 1).saturating_sub(used).max(4);
@@ -230,11 +230,11 @@ fn cells(app: &mut App, row: &Row, columns: &[Column]) -> Vec<String> {
             "flow id" => look.text(&string(row, "flow_id")).into_owned(),
             "source" => end_cell(app, row, "src", ends.0, *width),
             "destination" => end_cell(app, row, "dst", ends.1, *width),
-            "proto" => look.text(&string(row, "protocol")).into_owned(),
-            "info" => info(app, row, direction),
+            "proto" => look.text(&string(row, "protocol")).replace("ICMPv6", "ICMP6"),
+            "info" => info(app, row, direction, *width),
             "bytes" => count(number("bytes"), app.view.scaled, *width),
-            "packets" => count(number("packets"), app.view.scaled, *width),
-            "lasted" => seconds("duration_sec"),
+            "pkts" => count(number("packets"), app.view.scaled, *width),
+            "time" => seconds("duration_sec"),
             _ => seconds("idle_sec"),
         };
         out.push(look.fit(&cell, *width).into_owned());
@@ -287,8 +287,8 @@ fn end_cell(app: &mut App, row: &Row, side: &str, ip: Option<IpAddr>, width: usi
     out
 }
 
-/// Flags or message, protocol and name, who made the card.
-fn info(app: &App, row: &Row, direction: Option<Direction>) -> String {
+/// Flags or message, and where there is room protocol and name, and who made the card.
+fn info(app: &App, row: &Row, direction: Option<Direction>, width: usize) -> String {
     let get = |field: &str| app.look.text(&string(row, field)).into_owned();
     let kind = row.get("icmp_type").and_then(Value::as_u64);
     let first = match kind {
@@ -298,8 +298,14 @@ fn info(app: &App, row: &Row, direction: Option<Direction>) -> String {
             name.map_or_else(|| format!("type {kind}"), str::to_owned)
         }
         // SYN|ACK|PSH|FIN as SAPF.
-        None => get("tcp_flags").split('|').filter_map(|flag| flag.chars().next()).collect(),
+        None => {
+            let flags = get("tcp_flags");
+            flags.split('|').filter_map(|flag| flag.chars().next()).collect::<String>()
+        }
     };
+    if width < 10 {
+        return if first.is_empty() { get("app_proto") } else { first };
+    }
     // Beyond a router every address has the router's card.
     let near = if direction == Some(Direction::In) { "dst_mac" } else { "src_mac" };
     let vendor = app.vendors.name(&get(near)).unwrap_or_default().to_owned();
@@ -321,10 +327,11 @@ fn draw_help(frame: &mut Frame<'_>, app: &App, area: Rect) {
         (Direction::Out, "outward"),
         (Direction::In, "inward"),
         (Direction::Local, "local"),
-        (Direction::Through, "neither end is local"),
+        (Direction::Through, "between others"),
     ];
     let signs = signs.map(|(direction, what)| format!("{} {what}", look.direction(direction)));
     lines.push(Line::raw(format!("{:<13}{}", "direction", signs.join(", "))));
+    lines.push(Line::raw(format!("{:<13}! has alerts, s silenced by the blocklist", "marks")));
     let (file, rules) = (app.rules_from.display(), text::count(app.rules.len() as u64, "rule"));
     lines.push(Line::raw(format!("{:<13}{file}: {rules}", "left out")));
     frame.render_widget(Paragraph::new(lines), area);
@@ -333,8 +340,9 @@ fn draw_help(frame: &mut Frame<'_>, app: &App, area: Rect) {
 fn draw_details(frame: &mut Frame<'_>, app: &mut App, area: Rect) {
     let over = std::mem::take(&mut app.over);
     if let Over::Details(details) = &over {
-        let [page, rate] =
-            Layout::vertical([Constraint::Fill(1), Constraint::Length(2)]).areas(area);
+        let [page, rate, packets] =
+            Layout::vertical([Constraint::Fill(1), Constraint::Length(1), Constraint::Length(1)])
+                .areas(area);
         let lines = details.lines(app);
         let scroll = details.scroll.min(lines.len().saturating_sub(1) as u16);
         let page_of = Paragraph::new(lines).wrap(Wrap { trim: false }).scroll((scroll, 0));
@@ -345,6 +353,8 @@ fn draw_details(frame: &mut Frame<'_>, app: &mut App, area: Rect) {
         let label_text = format!("{:<9} {:>6}", "bytes/s", text::scaled(now as f64));
         frame.render_widget(Line::styled(label_text, app.look.heading()), label);
         sparkline(frame, app.look, details.rates.iter(), bars);
+        let name = Span::styled(format!("{:<12} ", "its packets"), app.look.heading());
+        frame.render_widget(Line::from(vec![name, Span::raw(details.command())]), packets);
     }
     app.over = over;
 }

@@ -8,30 +8,22 @@ use super::fetch::id_of;
 use crate::control::Sort;
 
 /// Keys and what they do, for the help.
-pub(super) const KEYS: [(&str, &str); 20] = [
+pub(super) const KEYS: [(&str, &str); 15] = [
     ("q", "quit"),
-    (
-        "b p d i o",
-        "sort by bytes, packets, duration, idleness, protocol; again: the other way round",
-    ),
-    ("s e", "sort by start, by the latest packet"),
+    ("b p d i o", "sort by bytes, packets, duration, idleness, protocol"),
+    ("s e", "sort by start, latest packet; a key again: the other way round"),
     ("f", "all, TCP, UDP, ICMP"),
-    ("x", "only flows that leave or enter the local networks"),
+    ("x", "only what enters or leaves the local networks"),
     ("m", "without multicast and broadcast"),
     ("g", "with and without what the rules leave out"),
-    ("r", "names for addresses (DNS seen by the sensor, then reverse DNS) and ports"),
+    ("r", "names: DNS that the sensor saw, then reverse DNS; services"),
     ("h", "numbers with units"),
-    ("/", "search: address, network, port, part of a name, or an expression; empty: all"),
-    ("Up Down k j", "choose a flow"),
-    ("PgUp PgDn", "a page up or down"),
-    ("Home End", "the first, the last"),
-    ("Enter", "the chosen flow: names, history, alerts, how to get its packets"),
-    ("c", "there: copy the extract command"),
-    ("Esc", "back; in the table: drop the search, follow no flow"),
-    ("Ctrl-L", "draw all anew"),
-    ("?", "this page"),
-    ("", ""),
-    ("! s", "marks: the flow has alerts; it is silenced by the blocklist"),
+    ("/", "search: address, network, port, part of a name, expression"),
+    ("Up Down k j", "choose a flow; PgUp PgDn Home End: pages, first, last"),
+    ("Enter", "its names, history, alerts, and how to get its packets"),
+    ("c", "there: copy the command for that"),
+    ("Esc", "back; in the table: drop the search"),
+    ("Ctrl-L ?", "draw all anew; this page"),
 ];
 
 /// What is to happen now.
