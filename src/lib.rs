@@ -25,6 +25,7 @@ pub mod flow;
 pub mod gomon;
 pub mod inspect;
 pub mod journal;
+pub mod log;
 pub mod nic;
 pub mod packet;
 pub mod secret;

@@ -166,6 +166,10 @@ pub struct Layer {
     /// This sensor's name in each event [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub sensor: Option<String>,
+    /// What is logged on standard error: error, warn, info, debug, or by room, such as
+    /// info,malakocut::journal=debug [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
     /// Show each flow event on standard output, and write everything to malakocut_debug.log
     #[arg(long)]
     pub debug: bool,
@@ -271,6 +275,7 @@ impl Layer {
             control_socket: self.control_socket.or(lower.control_socket),
             summary: self.summary.or(lower.summary),
             sensor: self.sensor.or(lower.sensor),
+            log: self.log.or(lower.log),
             debug: self.debug || lower.debug,
             export: self.export.or(lower.export),
             detect: if self.detect.watch.is_empty() { lower.detect } else { self.detect },

@@ -21,6 +21,7 @@ use clap::{CommandFactory, Parser};
 use crate::api;
 use crate::filter;
 use crate::journal::admit::Rules;
+use crate::log;
 
 pub use capture::CaptureRules;
 pub use layer::{Idle, Layer, SummaryFormat, Switch};
@@ -108,6 +109,8 @@ pub struct Config {
     /// `None`: no summary is wanted.
     pub summary: Option<SummaryFormat>,
     pub sensor: String,
+    /// What is logged, as tracing's filters say it.
+    pub log: String,
     pub debug: bool,
     /// Exporters by name, `none` and `file` left out.
     pub exporters: Vec<String>,
@@ -195,6 +198,7 @@ impl Config {
             journal_filter_is_default,
             summary,
             sensor,
+            log,
             debug,
             exporters,
             export,
@@ -259,6 +263,8 @@ impl Config {
         if l.blocklist.is_some() && l.inspect_packets == Some(0) {
             return bad("--blocklist needs names to be read: --inspect-packets above 0".into());
         }
+        let log = l.log.unwrap_or_else(|| log::ORDINARY.into());
+        log::check(&log).map_err(|e| ConfigError::Bad(format!("--log {log}: {e}")))?;
         // Beside the events only when asked for.
         let text = (is_file && !on_stdout).then_some(SummaryFormat::Text);
         Ok(Self {
@@ -285,6 +291,7 @@ impl Config {
             journal_filter_is_default: l.pcap_filter.is_none(),
             summary: l.summary.or(text),
             sensor,
+            log,
             debug: l.debug,
             exporters,
             export,
@@ -472,6 +479,7 @@ mod tests {
             (&["--blocklist", "x", "--inspect-packets", "0"], "--inspect-packets"),
             (&["--journal-cutoff", "some"], "--journal-cutoff"),
             (&["--idle", "sometimes"], "--idle"),
+            (&["--log", "x=loud"], "--log"),
             (&["--frobnicate"], "--frobnicate"),
             (&["stray"], "stray"),
         ] {

@@ -45,6 +45,10 @@ pub fn text(status: &Status) -> String {
         (labels, f64::from(u8::from(l.alive)))
     });
     metric(&mut out, "lcore_up", "gauge", "1: the lcore runs.", alive);
+    let findings = status.findings.iter().map(|f| {
+        (format!("{{name=\"{}\",severity=\"{}\"}}", label(&f.name), f.severity.name()), 1.0)
+    });
+    metric(&mut out, "finding", "gauge", "1: the doctor finds this wrong.", findings);
     if let Some(disk) = &status.disk {
         for (name, help, value) in [
             ("disk_size_bytes", "Of the data directory's file system.", disk.total_bytes),
@@ -73,6 +77,7 @@ fn counters(out: &mut String, status: &Status) {
         (Group::Journal, "journal_total", "What the journal did."),
         (Group::Inspect, "inspect_total", "What reading payloads did."),
         (Group::Blocklist, "blocklist_total", "What the blocklist silenced."),
+        (Group::Look, "look_total", "What the doctor counts in a sample."),
     ] {
         let all = Counter::ALL.iter().filter(|c| c.group() == group).flat_map(|&c| {
             by_lcore(

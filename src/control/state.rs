@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::doctor::Finding;
 use crate::status::{Counter, Counters, ExportStatus, Group, JournalStatus};
 
 /// What an lcore does; one may do all three.
@@ -99,11 +100,15 @@ pub struct Status {
     pub journal_counts: BTreeMap<String, u64>,
     pub inspect: BTreeMap<String, u64>,
     pub blocklist: BTreeMap<String, u64>,
+    /// Of the doctor's sample.
+    pub look: BTreeMap<String, u64>,
     pub rates: Rates,
     pub lcores: Vec<LcoreStatus>,
     pub disk: Option<DiskStatus>,
     pub journal: Option<JournalStatus>,
     pub export: Option<ExportStatus>,
+    /// What is wrong with the set-up, as `malakocut-cli doctor` says it.
+    pub findings: Vec<Finding>,
 }
 
 impl Status {
@@ -130,5 +135,6 @@ impl Status {
         self.journal_counts = group(Group::Journal);
         self.inspect = group(Group::Inspect);
         self.blocklist = group(Group::Blocklist);
+        self.look = group(Group::Look);
     }
 }

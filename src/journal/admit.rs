@@ -43,7 +43,27 @@ pub struct Admission {
     filter: Option<Filters>,
     cutoff: Option<Cutoff>,
     lifts: Option<Receiver<Host>>,
+    changes: Option<Receiver<Option<Filters>>>,
 }
+
+/// Puts another filter in the place of the one there is, from any thread.
+#[derive(Clone)]
+pub struct Changer(Sender<Option<Filters>>);
+
+impl Changer {
+    /// From soon on this expression decides.
+    ///
+    /// # Errors
+    /// It does not compile, or the change before is not in place yet.
+    pub fn change(&self, expression: &str) -> Result<(), String> {
+        let filter = Filters::new(WHAT, &[expression]).map_err(|e| e.to_string())?;
+        let late = |_| "the one before is not in place yet; try again".to_owned();
+        self.0.try_send(filter).map_err(late)
+    }
+}
+
+/// What the log calls it.
+const WHAT: &str = "the journal's filter";
 
 /// An address and whether it is of IPv6.
 type Host = (Addr, bool);
@@ -66,8 +86,16 @@ impl Lifter {
 
 impl Admission {
     pub fn new(rules: &Rules) -> Result<Self, FilterError> {
-        let filter = Filters::new("the journal's filter", &[&rules.filter])?;
-        Ok(Self { filter, cutoff: rules.cutoff.map(Cutoff::new), lifts: None })
+        let filter = Filters::new(WHAT, &[&rules.filter])?;
+        let cutoff = rules.cutoff.map(Cutoff::new);
+        Ok(Self { filter, cutoff, lifts: None, changes: None })
+    }
+
+    /// What changes the filter.
+    pub fn changer(&mut self) -> Changer {
+        let (changer, changes) = bounded(1);
+        self.changes = Some(changes);
+        Changer(changer)
     }
 
     /// What lifts the cutoff; `None` if there is none.
@@ -78,8 +106,11 @@ impl Admission {
         Some(Lifter(lifter))
     }
 
-    /// What is done between bursts: takes in what was lifted.
+    /// What is done between bursts: takes in what was lifted, and another filter.
     pub fn tend(&mut self) {
+        if let Some(filter) = self.changes.as_ref().and_then(|c| c.try_recv().ok()) {
+            self.filter = filter;
+        }
         if let (Some(lifts), Some(cutoff)) = (&self.lifts, &mut self.cutoff) {
             lifts.try_iter().for_each(|host| cutoff.lift(host));
         }

@@ -51,7 +51,7 @@ pub use scribe::Scribe;
 
 use crate::filter::FilterError;
 use crate::status::{Counters, JournalBoard, JournalStatus, Published};
-use admit::{Admission, Lifter, Rules};
+use admit::{Admission, Changer, Lifter, Rules};
 use disk::RealDisk;
 use index::{IndexBuilder, IndexError, IndexKey};
 use keeper::Keeper;
@@ -142,6 +142,7 @@ pub struct Monitor {
     board: Arc<JournalBoard>,
     signals: Arc<Signals>,
     lifter: Option<Lifter>,
+    changer: Changer,
 }
 
 impl Monitor {
@@ -151,6 +152,14 @@ impl Monitor {
 
     pub fn status(&self) -> JournalStatus {
         self.board.load(self.signals.newest_ns.load(Ordering::Relaxed))
+    }
+
+    /// What the journal keeps from now on, in the syntax of pcap-filter.
+    ///
+    /// # Errors
+    /// It does not compile, or the change before is not in place yet.
+    pub fn filter(&self, expression: &str) -> Result<(), String> {
+        self.changer.change(expression)
     }
 
     /// There is an alert about a host: what it sends and gets is kept whole for a while, cutoff or
@@ -259,9 +268,9 @@ pub fn start(config: JournalConfig) -> Result<(Scribe, Handle), JournalError> {
         builders: builders_rx,
         signals: Arc::clone(&signals),
     };
-    let lifter = admission.lifter();
+    let (lifter, changer) = (admission.lifter(), admission.changer());
     let rotation = Rotation { size: config.rotate_size, age: Some(ROTATE_AGE) };
     let scribe = Scribe::new(Stage::new(exchange, rotation, BUFFERS), admission);
-    let monitor = Monitor { counters, board, signals, lifter };
+    let monitor = Monitor { counters, board, signals, lifter, changer };
     Ok((scribe, Handle { writer, keeper, monitor, is_live, live, directory, _lock: lock }))
 }

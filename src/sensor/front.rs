@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::config::{Config, SourceConfig};
 use crate::control::{DiskStatus, House, LcoreStatus, Rates, Reception, Role, Status, open};
+use crate::doctor::Finding;
 use crate::event::FlowEvent;
 use crate::export;
 use crate::status::{Counter, Counters, ExportStatus, Group, JournalStatus};
@@ -114,6 +115,7 @@ impl Front {
         lcores: impl Iterator<Item = (u32, bool, Counters)>,
         journal: Option<JournalStatus>,
         export: Option<ExportStatus>,
+        findings: Vec<Finding>,
     ) {
         let rates = self.rates(now);
         let roles = self.roles.iter().copied().chain(std::iter::repeat(Role::default()));
@@ -142,6 +144,7 @@ impl Front {
             disk,
             journal,
             export,
+            findings,
             ..self.fixed.clone()
         };
         status.count(now);

@@ -12,6 +12,7 @@ mod health;
 pub(crate) mod inputs;
 mod plan;
 mod quiet;
+mod reload;
 mod service;
 mod summary;
 
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use dpdk::lcore::{self, Lcore, Thread};
 use rtrb::RingBuffer;
+use tokio::sync::oneshot;
 
 use crate::api::{Api, ApiError};
 use crate::capture::{Complaint, OpenError, Source, Steer};
@@ -50,6 +52,7 @@ use health::Health;
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
 use quiet::Quiet;
+use reload::Changeable;
 use service::Service;
 use summary::{Highlights, Summary};
 
@@ -192,7 +195,7 @@ fn attended(
     let mut running =
         Running::start(config, lcores, started, journal, blocklist, reports, &mut outputs.front)?;
     let begun = Instant::now();
-    running.attend(config, &mut stop, &mut outputs);
+    running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, &mut stop, begun))
 }
 
@@ -320,6 +323,7 @@ struct Running {
     desk: Desk,
     watches: Option<Watches>,
     quiet: Option<Quiet>,
+    changeable: Changeable,
     journal: Option<journal::Handle>,
     shared: Arc<Shared>,
     workers: usize,
@@ -360,6 +364,7 @@ impl Running {
         };
         let (quiet, silencers) = blocklist.map(|list| Quiet::new(list, workers)).unzip();
         let mut silencers = silencers.unwrap_or_default().into_iter();
+        let mut filters = Vec::new();
         for (input, &at) in inputs_of_workers.into_iter().zip(&plan.workers) {
             let table = FlowTable::new(flows, timeouts, seed(), Machine);
             let (event_tx, event_rx) = RingBuffer::new(EVENT_RING);
@@ -381,10 +386,10 @@ impl Running {
             if let Some(silencer) = silencers.next() {
                 worker.silence(silencer);
             }
-            if let Some(filter) = Filters::new("the capture filter", &config.capture.expressions())?
-            {
-                worker.filter(filter);
-            }
+            let filter = Filters::new(reload::CAPTURE_FILTER, &config.capture.expressions())?;
+            let (others, others_rx) = RingBuffer::new(1);
+            worker.filter(filter, others_rx);
+            filters.push(others);
             if !waits {
                 worker.look(Look::new(inputs.macs()));
             }
@@ -422,11 +427,22 @@ impl Running {
         }
         let watches =
             (!links.is_empty()).then(|| Watches::new(config.watch.clone(), links, seed()));
-        Ok(Self { inputs, lcores: threads, desk, watches, quiet, journal, shared, workers })
+        let changeable = Changeable::new(config, filters);
+        Ok(Self {
+            inputs,
+            lcores: threads,
+            desk,
+            watches,
+            quiet,
+            changeable,
+            journal,
+            shared,
+            workers,
+        })
     }
 
     /// Takes events in until every lcore has ended.
-    fn attend(&mut self, config: &Config, stop: &mut Stop, outputs: &mut Outputs) {
+    fn attend(&mut self, stop: &mut Stop, outputs: &mut Outputs) {
         let mut pause = PAUSE;
         let begun = Instant::now();
         let mut tick = begun;
@@ -446,11 +462,10 @@ impl Running {
             }
             // Asked before the rings are emptied: nothing comes after the end.
             let ended = self.lcores.iter().all(|(_, thread, _)| thread.is_finished());
-            self.hear(outputs);
+            self.hear(outputs, &service);
             let mut taken = self.desk.take(ended, outputs);
             if stop.hang_up.swap(false, Ordering::Relaxed) {
-                service.reloading(|| outputs.reload(config));
-                self.quiet.iter().for_each(Quiet::reload);
+                service.reloading(|| self.reload(outputs, None));
             }
             if let Some(watches) = &mut self.watches {
                 let journal = self.journal.as_ref();
@@ -505,17 +520,18 @@ impl Running {
     }
 
     /// Answers what is asked, or has it answered.
-    fn hear(&mut self, outputs: &mut Outputs) {
+    fn hear(&mut self, outputs: &mut Outputs, service: &Service) {
         while let Some(ask) = outputs.front.reception.next() {
             match ask {
                 Ask::Flows(query, to) => self.desk.ask(query, to),
-                Ask::Reload(to) => {
-                    outputs.reopen();
-                    // Who asked may have gone.
-                    let _ = to.send(Reloaded { done: vec!["logs".into()], failed: Vec::new() });
-                }
+                Ask::Reload(to) => service.reloading(|| self.reload(outputs, Some(to))),
             }
         }
+    }
+
+    fn reload(&mut self, outputs: &mut Outputs, to: Option<oneshot::Sender<Reloaded>>) {
+        let journal = self.journal.as_ref().map(journal::Handle::monitor);
+        self.changeable.reload(outputs, journal.as_ref(), self.quiet.as_ref(), to);
     }
 
     fn publish(&self, counters: &Counters, outputs: &mut Outputs) {
@@ -523,7 +539,8 @@ impl Running {
         let lcores = lcores.map(|(id, thread, board)| (*id, !thread.is_finished(), board.load()));
         let journal = self.journal.as_ref().map(|j| j.monitor().status());
         let export = outputs.exports.as_ref().map(Exports::status);
-        outputs.front.publish(counters, lcores, journal, export);
+        let findings = outputs.health.findings().to_vec();
+        outputs.front.publish(counters, lcores, journal, export, findings);
     }
 
     /// Looks at everything that must not go wrong in silence; false when nothing helps any more.
@@ -793,37 +810,22 @@ impl Outputs {
         }
     }
 
-    /// Opens logs of the same names anew, and reads the configuration again: what it says takes
-    /// effect at the next start, what is wrong in it is better said now.
-    fn reload(&mut self, config: &Config) {
-        self.reopen();
-        match Config::from_process() {
-            Err(e) => tracing::error!("the configuration is left as it was: {e}"),
-            Ok(new) => {
-                let changed = config.differences(&new);
-                if changed.is_empty() {
-                    tracing::info!("reloaded: logs are opened anew; the configuration is the same");
-                } else {
-                    let changed = changed.join(", ");
-                    tracing::warn!(
-                        "reloaded: logs are opened anew; a restart is needed for {changed}"
-                    );
-                }
-            }
-        }
-    }
-
-    fn reopen(&mut self) {
+    /// Opens logs of the same names anew; false if one stays as it was.
+    fn reopen(&mut self) -> bool {
+        let mut all = true;
         if let Some(log) = &mut self.log
             && let Err(e) = log.reopen()
         {
             self.fail("the flow log", &e);
+            all = false;
         }
         if let Some(eve) = &mut self.eve
             && let Err(e) = eve.reopen()
         {
             self.fail("the EVE log", &e);
+            all = false;
         }
+        all
     }
 
     fn fail(&mut self, what: &str, e: &std::io::Error) {

@@ -27,12 +27,16 @@ impl Quiet {
         (Self { blocklist, shared, said: None, unsaid: 0 }, silencers)
     }
 
-    /// Reads the file anew, on a thread of its own: a million names take a second.
-    pub(super) fn reload(&self) {
+    /// Reads the file anew, on a thread of its own: a million names take a second. `then` is told
+    /// what was loaded, or why nothing was.
+    pub(super) fn reload(&self, then: impl FnOnce(Result<String, String>) + Send + 'static) {
         let blocklist = Arc::clone(&self.blocklist);
-        let work = move || match blocklist.reload() {
-            Ok(loaded) => say(&blocklist, &loaded),
-            Err(e) => tracing::error!("{e}; the list stays as it was"),
+        let work = move || {
+            let loaded = blocklist.reload().map_err(|e| e.to_string());
+            then(loaded.map(|loaded| {
+                say(&blocklist, &loaded);
+                loaded.to_string()
+            }));
         };
         if let Err(e) = std::thread::Builder::new().name("blocklist".into()).spawn(work) {
             tracing::error!("the blocklist is not read anew: {e}");

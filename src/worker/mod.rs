@@ -251,6 +251,7 @@ pub struct Worker {
     reader: Option<Box<Reader>>,
     batch: Batch,
     filter: Option<Box<Filters>>,
+    filters: Option<Consumer<Option<Filters>>>,
     silent: Silent,
     arrivals: Box<[Arrival; BURST]>,
     /// The input waits for us, so nothing is dropped.
@@ -279,6 +280,7 @@ impl Worker {
             reader: None,
             batch: Batch::default(),
             filter: None,
+            filters: None,
             silent: Silent::default(),
             arrivals: Box::new([Arrival::default(); BURST]),
             waits,
@@ -302,9 +304,10 @@ impl Worker {
         }
     }
 
-    /// Looks only at packets that a filter takes.
-    pub fn filter(&mut self, filter: Filters) {
-        self.filter = Some(Box::new(filter));
+    /// Looks only at packets that a filter takes; others may follow it through the ring.
+    pub fn filter(&mut self, filter: Option<Filters>, others: Consumer<Option<Filters>>) {
+        self.filter = filter.map(Box::new);
+        self.filters = Some(others);
     }
 
     /// Also counts what single hosts do.
@@ -385,6 +388,9 @@ impl Worker {
             Input::Ring { ring, .. } => from_ring(ring, &mut self.batch),
         };
         let mut clock = 0;
+        if let Some(filter) = self.filters.as_mut().and_then(|f| f.pop().ok()) {
+            self.filter = filter.map(Box::new);
+        }
         if let Some(filter) = &mut self.filter {
             clock = leave_out(filter, &mut self.batch, &mut self.counters);
         }
