@@ -132,7 +132,7 @@ fn a_damaged_store_is_set_aside_and_salvaged() {
         ("cut", 500, (|b: &mut Vec<u8>| b.truncate(b.len() / 10 * 4)) as fn(&mut Vec<u8>)),
         ("head", 2000, |b| b[..2048].fill(0xa5)),
         ("holes", 1500, |b| {
-            b.chunks_mut(65_536).for_each(|c| c.iter_mut().take(64).for_each(|b| *b = 0xff))
+            b.chunks_mut(65_536).for_each(|c| c.iter_mut().take(64).for_each(|b| *b = 0xff));
         }),
         ("gone", 0, Vec::clear),
     ] {
