@@ -2,7 +2,7 @@
 # make test   every check and test; installs what it needs
 # make bench  measure the binary against the machine's limits and other programs (BENCH_ARGS=--quick)
 # make bench-check  instructions per packet against the committed figures (BLESS=--bless)
-# make soak   the journal under 200,000 power cuts and 1,000 kills (hours)
+# make soak   the journal under 200,000 power cuts and 1,000 kills, the spool under 2,000 cuts (hours)
 # make fuzz   the parsers under coverage-guided fuzzing, FUZZ_SECONDS=60 each (stable toolchain)
 # make install | uninstall   on this machine, with the systemd service (as root)
 # make deb    the Debian package, in target/deb
@@ -47,6 +47,7 @@ bench-check: toolchain
 soak: toolchain
 	@scripts/install-packages.sh test
 	MALAKO_CUTS=200000 MALAKO_SEED=$$(date +%s) $(CARGO) test --release --locked --test journal_power -- --nocapture
+	MALAKO_CUTS=2000 $(CARGO) test --release --locked --test spool_power -- --nocapture
 	MALAKO_KILLS=1000 $(CARGO) test --release --locked --test journal a_kill_at_full_rate -- --nocapture
 
 FUZZ_SECONDS ?= 60

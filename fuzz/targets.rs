@@ -4,7 +4,7 @@
 
 use std::hint::black_box;
 
-use malakocut::event::{Note, NoteSink, Seen, Tag, Wants, fields};
+use malakocut::event::{Mark, Note, NoteSink, Seen, Tag, Wants, fields};
 use malakocut::inspect::collect::Collector;
 use malakocut::inspect::{Inspector, Limits, dhcp, dns, http, neighbour, quic, ssh, tls};
 use malakocut::packet::{Addr, Decoded, FlowKey, Tuple, proto};
@@ -140,6 +140,7 @@ pub fn inspector(data: &[u8]) {
                 frame: 0,
                 stream_at: u32::from(u16::from_be_bytes([high, low])),
                 wants: *wanted,
+                mark: Mark::Plain,
             };
             *wanted = inspector.inspect(&seen, payload, &mut control);
         }

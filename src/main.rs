@@ -5,13 +5,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::OpenOptions;
 use std::process::ExitCode;
 
 use malakocut::config::{Config, ConfigError};
+use malakocut::log;
 use malakocut::sensor::{self, Outcome};
-use tracing_subscriber::prelude::*;
-use tracing_subscriber::{EnvFilter, fmt};
 
 fn main() -> ExitCode {
     let config = match Config::from_process() {
@@ -32,8 +30,8 @@ fn main() -> ExitCode {
             Err(e) => refuse(&e),
         };
     }
-    if let Err(e) = start_log(config.debug) {
-        return refuse(&format!("malakocut_debug.log: {e}"));
+    if let Err(e) = log::start(&config.log, config.debug) {
+        return refuse(&e);
     }
     match sensor::run(&config) {
         Ok(Outcome::Complete) => ExitCode::SUCCESS,
@@ -45,21 +43,4 @@ fn main() -> ExitCode {
 fn refuse(why: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("malakocut: {why}");
     ExitCode::from(2)
-}
-
-/// Log lines go to standard error, by MALAKOCUT_LOG or from `info` up; with `--debug`, everything
-/// goes to a file too.
-fn start_log(debug: bool) -> std::io::Result<()> {
-    let filter =
-        EnvFilter::try_from_env("MALAKOCUT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let stderr = fmt::layer().with_writer(std::io::stderr).with_ansi(ansi).with_target(false);
-    let file = if debug {
-        let file = OpenOptions::new().create(true).append(true).open("malakocut_debug.log")?;
-        Some(fmt::layer().with_writer(file).with_ansi(false).with_filter(EnvFilter::new("debug")))
-    } else {
-        None
-    };
-    tracing_subscriber::registry().with(stderr.with_filter(filter)).with(file).init();
-    Ok(())
 }

@@ -9,8 +9,11 @@ use std::sync::Arc;
 
 use dpdk::{Eal, EalConfig, Memory, Mempool};
 use malakocut::capture::{FileSource, Source};
+use malakocut::filter::Filters;
 use malakocut::flow::{FlowTable, Timeouts};
+use malakocut::inspect::silence::silencers;
 use malakocut::inspect::{Inspector, Limits};
+use malakocut::shunt::{Current, List};
 use malakocut::status::{Counter, Turn};
 use malakocut::worker::{Input, Machine, Reading, Worker};
 use rtrb::RingBuffer;
@@ -56,6 +59,12 @@ fn no_allocation_per_packet_in_steady_state() {
     let (fields, mut fields_rx) = RingBuffer::new(1 << 20);
     let inspector = Inspector::new(Limits::default(), 100_000);
     worker.read_payloads(Reading { inspector, notes, fields, until: Arc::default() });
+    // Some of its names are listed, and some of its packets left out.
+    let (list, _) = List::read(&b"example.net\nexample.org\n"[..], "test").unwrap();
+    let list = Current::new(list);
+    let (silencer, _reports) = silencers(&list, 1).pop().unwrap();
+    worker.silence(silencer);
+    worker.filter(Filters::new("test", &["not arp"]).unwrap().unwrap());
 
     let mut notes_seen = 0;
     let mut turns = |worker: &mut Worker, until: u64| {
@@ -85,4 +94,34 @@ fn no_allocation_per_packet_in_steady_state() {
     println!("{} allocations in {} packets", info.count_total, 16 * packets);
     assert!(notes_seen > 18 * 200, "names were read meanwhile: {notes_seen}");
     assert_eq!(info.count_total, 0);
+    let counted = |counter| worker.counters.get(counter);
+    assert!(counted(Counter::SilencedPackets) > 0 && counted(Counter::Filtered) > 0);
+    assert!(list.get().hits().any(|(_, hits)| hits > 0));
+}
+
+#[test]
+fn a_million_domains_take_less_than_100_mb() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("list");
+    let mut file = std::io::BufWriter::new(fs::File::create(&path).unwrap());
+    // Of usual length, 20 bytes and a little.
+    for n in 0..1_000_000u32 {
+        writeln!(file, "0.0.0.0 ads{}.tracker{n}.example", n % 97).unwrap();
+    }
+    file.into_inner().unwrap();
+    let mut list = None;
+    let info = allocation_counter::measure(|| list = Some(List::open(&path).unwrap().0));
+    let list = list.unwrap();
+    let mb = |bytes: u64| bytes / 1_000_000;
+    let kept = mb(info.bytes_current.unsigned_abs());
+    println!("a million domains: {kept} MB, {} MB while they are read", mb(info.bytes_max));
+    assert_eq!(list.len(), 1_000_000);
+    assert!(info.bytes_max < 100_000_000);
+    let begun = std::time::Instant::now();
+    let found = (0..1_000_000u32).filter(|n| {
+        list.find(format!("www.ads{}.tracker{n}.example", n % 97).as_bytes()).is_some()
+    });
+    assert_eq!(found.count(), 1_000_000);
+    println!("{} ns a look-up, names made included", begun.elapsed().as_nanos() / 1_000_000);
 }

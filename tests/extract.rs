@@ -411,7 +411,7 @@ fn the_journal_is_asked_while_the_sensor_writes() {
         if run.code == Some(0) { run.stdout.trim().parse().unwrap() } else { 0 }
     };
     let (begun, mut seen) = (Instant::now(), 0);
-    while seen < 500 && begun.elapsed() < Duration::from_secs(20) {
+    while seen < 500 && begun.elapsed() < Duration::from_secs(60) {
         seen = count();
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -473,4 +473,20 @@ fn behind_the_cutoff_only_headers_are_kept() {
         .sum();
     assert!((40_000..51_600).contains(&whole_ones), "{whole_ones}");
     assert!(cli(&["journal", "verify", "--data-dir", text(&j.data)]).code == Some(0));
+}
+
+#[test]
+fn an_event_says_where_its_flows_first_packet_is() {
+    let cpus = "0@0,1@0,2@0";
+    // Each flow's first packet, its deltas' too; fragments, VLANs and IPv6 are among them.
+    for more in [&["--active-timeout", "1"][..], &["--active-timeout", "1", "--lcores", cpus]] {
+        let j = Journaled::of(home_plain, more);
+        let named = common::places_are_right(&j.data, &j.events);
+        println!("{named} events of {} say where their flow begins", j.events.len());
+        assert_eq!(named, j.events.len());
+        assert!(named > 250);
+    }
+    let j = Journaled::of(home_plain, &["--pcap-filter", "not tcp"]);
+    let named = common::places_are_right(&j.data, &j.events);
+    assert_eq!(named, j.events.iter().filter(|e| e["protocol"] != "TCP").count());
 }

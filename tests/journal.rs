@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use common::packets::{Capture, tcp};
 use common::{Run, command, home, home_plain, home_truth, malakocut, number, segments};
 use malakocut::journal::block::{self, GapReason};
 use malakocut::journal::pcap::{self, RecordHeader};
@@ -166,7 +167,7 @@ fn a_kill_at_full_rate_loses_nothing_below_the_watermark() {
         let _ = fs::remove_dir_all(dir.path().join(format!("data{}", (round / 4).wrapping_sub(1))));
         let args = ["--rotate-size", "6MB", "--pcap-filter", ""];
         let mut sensor = Endless::start(dir.path(), &data, &args, &[]);
-        sensor.wait_for("journal watermark", 20);
+        sensor.wait_for("journal watermark", 60);
         std::thread::sleep(Duration::from_millis(37 * (round % 9)));
         let log = sensor.kill();
         let (segment, offset) = watermark(&log).unwrap();
@@ -206,7 +207,7 @@ fn an_idle_link_shows_its_last_packet_within_a_second_and_survives_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let capture = home_plain(dir.path());
     let sent = number(&home_truth(), "packets");
-    let mut slowest = Duration::ZERO;
+    let mut took = Vec::new();
     let rounds = 6;
     for round in 0..rounds {
         let data = dir.path().join(format!("data{round}"));
@@ -217,12 +218,12 @@ fn an_idle_link_shows_its_last_packet_within_a_second_and_survives_a_kill() {
         let begun = Instant::now();
         // Of one that is idle for good, and of one that has just become so.
         let mut seen = 0;
-        while seen < sent && begun.elapsed() < Duration::from_secs(3) {
+        while seen < sent && begun.elapsed() < Duration::from_secs(60) {
             std::thread::sleep(Duration::from_millis(20));
             let files = segments(&data);
             seen = files.iter().map(|f| packets(&fs::read(f).unwrap()).len() as u64).sum();
         }
-        slowest = slowest.max(begun.elapsed());
+        took.push(begun.elapsed());
         let files = segments(&data);
         assert_eq!(tcpdump(&files[0]), (sent, true), "while it runs");
         if round % 2 == 1 {
@@ -235,10 +236,10 @@ fn an_idle_link_shows_its_last_packet_within_a_second_and_survives_a_kill() {
         assert_eq!(tcpdump(&files[0]), (sent, true), "after the repair");
         assert!(!files[0].with_extension("torn").exists());
     }
-    println!(
-        "{rounds} kills of an idle sensor; the last packet showed after {slowest:.2?} at most"
-    );
-    assert!(slowest < Duration::from_millis(2500), "{slowest:?}");
+    took.sort_unstable();
+    println!("{rounds} kills of an idle sensor; the last packet showed after {took:.2?}");
+    // The machine may be busy with something else now and then.
+    assert!(took[0] < Duration::from_secs(1) && took[rounds / 2] < Duration::from_millis(2500));
 }
 
 /// A small file system of its own, unmounted when dropped.
@@ -290,10 +291,11 @@ fn a_full_disk_is_said_counted_and_left_as_soon_as_there_is_space() {
     let args = ["--rotate-size", "8MB", "--min-free", "0", "--pcap-filter", ""];
     let data = mount.0.join("data");
     let mut sensor = Endless::start(dir.path(), &data, &args, &[]);
-    sensor.wait_for("what is staged is kept", 30);
-    std::thread::sleep(Duration::from_millis(1500));
+    sensor.wait_for("what is staged is kept", 60);
+    // Not before the staging buffers are full too.
+    sensor.wait_for("journal_no_space", 60);
     fs::remove_file(&ballast).unwrap();
-    sensor.wait_for("it writes again", 10);
+    sensor.wait_for("it writes again", 60);
     let (summary, log) = sensor.finish();
     assert_accounted(&summary);
     assert!(number(&summary["drops"], "journal_no_space") > 0, "{summary}");
@@ -318,15 +320,18 @@ fn retention_keeps_a_small_disk_from_filling_at_full_rate() {
     let Some(mount) = Mount::new(dir.path(), 400) else { return };
     let data = mount.0.join("data");
     let args = ["--rotate-size", "8MB", "--min-free", "40", "--pcap-filter", ""];
-    let sensor = Endless::start(dir.path(), &data, &args, &[]);
-    std::thread::sleep(Duration::from_secs(3));
+    let mut sensor = Endless::start(dir.path(), &data, &args, &[]);
+    sensor.wait_for("is deleted: less than --min-free is free", 120);
+    std::thread::sleep(Duration::from_secs(1));
     let (summary, log) = sensor.finish();
     assert_accounted(&summary);
     let kept = &summary["journal"]["kept"];
     let written = number(&summary["journal"], "bytes");
     println!("{} MB written to 400 MiB, kept {kept}", written / 1_000_000);
-    assert!(number(kept, "deleted") > 0 || written < 200_000_000, "{summary}\n{log}");
-    opens_everywhere(segments(&data).split_at(2).0);
+    assert!(number(kept, "deleted") > 0 && number(kept, "bytes") > 0, "{summary}\n{log}");
+    let mut oldest = segments(&data);
+    oldest.truncate(2);
+    opens_everywhere(&oldest);
 }
 
 /// The library that spoils what the disk is asked for; `None` where there is no C compiler.
@@ -353,12 +358,12 @@ fn a_disk_that_refuses_writes_syncs_or_new_files_is_left_and_taken_up_again() {
         let environment = [("LD_PRELOAD", library.as_str()), ("TEST_FAULTS", text(&faults))];
         let args = ["--rotate-size", "32MB", "--pcap-filter", ""];
         let mut sensor = Endless::start(dir.path(), &data, &args, &environment);
-        sensor.wait_for("journal watermark", 20);
+        sensor.wait_for("journal watermark", 60);
         fs::write(&faults, fault).unwrap();
-        sensor.wait_for("what is staged is kept", 10);
+        sensor.wait_for("what is staged is kept", 60);
         std::thread::sleep(Duration::from_millis(700));
         fs::write(&faults, "fine").unwrap();
-        sensor.wait_for("it writes again", 10);
+        sensor.wait_for("it writes again", 60);
         std::thread::sleep(Duration::from_millis(300));
         let (summary, log) = sensor.finish();
         assert_accounted(&summary);
@@ -382,8 +387,9 @@ fn a_slow_disk_costs_the_journal_packets_and_capture_none() {
     let (faults, data) = (dir.path().join("faults"), dir.path().join("data"));
     fs::write(&faults, "slow").unwrap();
     let environment = [("LD_PRELOAD", library.as_str()), ("TEST_FAULTS", text(&faults))];
-    let sensor = Endless::start(dir.path(), &data, &["--pcap-filter", ""], &environment);
-    std::thread::sleep(Duration::from_secs(3));
+    let mut sensor = Endless::start(dir.path(), &data, &["--pcap-filter", ""], &environment);
+    sensor.wait_for("journal_overload", 60);
+    std::thread::sleep(Duration::from_millis(500));
     let (summary, _) = sensor.finish();
     assert_accounted(&summary);
     let drops = &summary["drops"];
@@ -408,13 +414,42 @@ fn a_slow_disk_costs_the_journal_packets_and_capture_none() {
 }
 
 #[test]
+fn events_wait_for_a_slow_disk_to_say_where_their_flows_begin() {
+    let _one = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let Some(library) = shim(dir.path()) else { return };
+    let (faults, data) = (dir.path().join("faults"), dir.path().join("data"));
+    fs::write(&faults, "slow").unwrap();
+    // Many more flows than the ring of events holds, and one lcore for everything.
+    let flows = 30_000u32;
+    let mut capture = Capture::default();
+    let mut frame = tcp("10.0.0.5", 40_000, "198.18.0.0", 23, b"");
+    for n in 0..flows {
+        frame[30..34].copy_from_slice(&(0xc612_0000 + n).to_be_bytes());
+        capture.add(u64::from(n) / 100, &frame);
+    }
+    let capture = capture.write(dir.path(), "flows.pcap");
+    let log = dir.path().join("flows.json");
+    let out = command()
+        .args(["--read", text(&capture), "--journal", "on", "--data-dir", text(&data)])
+        .args(["--rotate-size", "600kB", "--flow-log", text(&log), "--summary", "json"])
+        .env("LD_PRELOAD", library)
+        .env("TEST_FAULTS", &faults)
+        .output();
+    Run::of(out.unwrap()).ok();
+    let events = common::events(&log);
+    assert_eq!(events.len(), flows as usize);
+    assert_eq!(common::places_are_right(&data, &events), flows as usize);
+}
+
+#[test]
 fn two_processes_do_not_write_to_one_journal() {
     let _one = alone();
     let dir = tempfile::tempdir().unwrap();
     home_plain(dir.path());
     let data = dir.path().join("data");
     let mut first = Endless::start(dir.path(), &data, &["--rotate-size", "8MB"], &[]);
-    first.wait_for("receive queue", 20);
+    first.wait_for("receive queue", 60);
     let second =
         malakocut(&["--read", text(&home()), "--journal", "on", "--data-dir", text(&data)]);
     assert_eq!(second.code, Some(2), "{}", second.stderr);

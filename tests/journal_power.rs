@@ -15,7 +15,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
@@ -320,11 +320,23 @@ fn check(disk: &PowerDisk, indexes: &Indexes, what: &str, twice: bool) -> HashSe
     seen
 }
 
+#[derive(Default)]
 struct Cuts {
     made: u64,
     repaired: u64,
     packets_promised: u64,
     torn: u64,
+}
+
+impl Cuts {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            made: self.made + other.made,
+            repaired: self.repaired + other.repaired,
+            packets_promised: self.packets_promised + other.packets_promised,
+            torn: self.torn + other.torn,
+        }
+    }
 }
 
 /// One run, cut at many places.
@@ -400,11 +412,26 @@ fn number_from(name: &str, default: u64) -> u64 {
 fn no_promised_packet_is_lost_and_none_is_made_up_whenever_the_power_goes() {
     let (cuts, first) = (number_from("MALAKO_CUTS", 10_000), number_from("MALAKO_SEED", 1));
     let a_run = 40;
-    let mut total = Cuts { made: 0, repaired: 0, packets_promised: 0, torn: 0 };
     let begun = Instant::now();
-    for seed in first..first + cuts.div_ceil(a_run) {
-        cut_a_run(seed, a_run, Faults::default(), &mut total);
-    }
+    let next = AtomicU64::new(first);
+    let work = || {
+        let mut total = Cuts::default();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + cuts.div_ceil(a_run) {
+                return total;
+            }
+            cut_a_run(seed, a_run, Faults::default(), &mut total);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    let total = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let of_thread = |t: std::thread::ScopedJoinHandle<'_, Cuts>| {
+            t.join().unwrap_or_else(|why| std::panic::resume_unwind(why))
+        };
+        threads.into_iter().map(of_thread).fold(Cuts::default(), Cuts::plus)
+    });
     println!(
         "{} cuts: {} segments repaired, {} packets promised and found, {} tails put aside, {:.1} s",
         total.made,
@@ -504,7 +531,7 @@ fn a_changed_byte_and_a_lost_packet_are_noticed() {
 fn a_disk_that_lies_about_syncs_loses_promised_packets() {
     let lies = Faults { lies: true, ..Faults::default() };
     let caught = std::panic::catch_unwind(|| {
-        let mut total = Cuts { made: 0, repaired: 0, packets_promised: 0, torn: 0 };
+        let mut total = Cuts::default();
         (1..5).for_each(|seed| cut_a_run(seed, 40, lies, &mut total));
     });
     let why = caught.expect_err("nobody noticed");

@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::malakocut;
 use malakocut::journal::catalogue;
-use malakocut::journal::index::{IndexBuilder, IndexKey, Limits, rebuild};
+use malakocut::journal::index::{self, IndexBuilder, IndexKey, rebuild};
 use malakocut::journal::live::{Live, LiveSegment, Mark};
 use malakocut::journal::query::{End, Journal, Net, Query, Report, Terms};
+use malakocut::journal::retention::{Limits, Retention};
 use malakocut::packet::{Frame, Link};
 use traffic::{
     CLIENTS, Packet, Random, SERVERS, START_NS, Traffic, V4, V6, VLANS, read_pcap, v6, without_tags,
@@ -160,7 +161,8 @@ fn being_written(dir: &Path, sealed: &Path) -> Journal {
     let entries = catalogue::list(&path).unwrap();
     for entry in entries.iter().rev().take(2) {
         fs::remove_file(entry.companion("idx")).unwrap();
-        let mut builder = IndexBuilder::new(&key, 1, Limits { packets: 40_000, flows: 20_000 });
+        let mut builder =
+            IndexBuilder::new(&key, 1, index::Limits { packets: 40_000, flows: 20_000 });
         let bytes = fs::read(&entry.path).unwrap();
         let mut at = 24;
         for p in read_pcap(&bytes) {
@@ -570,4 +572,45 @@ fn an_index_that_the_sensor_wrote_is_the_one_made_from_its_packets() {
         assert_eq!(rebuild(&entry.path, &key).unwrap(), fs::read(entry.companion("idx")).unwrap());
     }
     println!("{} indexes equal, byte for byte", entries.len());
+}
+
+#[test]
+fn what_expires_under_a_reader_comes_whole_or_is_said_to_be_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let traffic = Traffic::new(31, 6_000, true);
+    let capture = dir.path().join("all.pcap");
+    fs::write(&capture, traffic.pcap()).unwrap();
+    let data = dir.path().join("data");
+    let text = |p: &Path| p.to_str().unwrap().to_owned();
+    let (read, to) = (text(&capture), text(&data));
+    let args = ["--read", &read, "--journal", "on", "--data-dir", &to, "--rotate-size", "200kB"];
+    malakocut(&args).ok();
+    let directory = data.join("pcap");
+    let held: HashMap<u64, usize> = catalogue::list(&directory)
+        .unwrap()
+        .iter()
+        .map(|e| (e.number, read_pcap(&fs::read(&e.path).unwrap()).len()))
+        .collect();
+    assert!(held.len() > 4);
+    let journal = Journal::open(&directory).unwrap();
+    let mut answer = journal.query(&Query::default()).unwrap();
+    let first = answer.next().unwrap();
+    // Everything goes, as when the disk is full, while one segment is being read.
+    let limits = Limits { age: Duration::MAX, quota: Some(0), min_free: 0 };
+    let kept = Retention::new(directory, limits, u64::MAX).unwrap().enforce(0, u64::MAX, 0);
+    assert_eq!((kept.deleted as usize, kept.segments), (held.len(), 0));
+    let mut got = HashMap::from([(first.segment, 1)]);
+    for packet in answer.by_ref() {
+        *got.entry(packet.segment).or_insert(0) += 1;
+    }
+    let report = answer.report();
+    for (segment, packets) in &held {
+        let gap = report.gaps.iter().find(|g| g.segment == *segment);
+        match got.get(segment) {
+            Some(n) => assert_eq!((n, gap), (packets, None), "segment {segment}"),
+            None => assert!(gap.unwrap().what.contains("expired while"), "{gap:?}"),
+        }
+    }
+    println!("{} of {} segments whole, the others said to be missing", got.len(), held.len());
+    assert!(!report.is_complete() && got.contains_key(&first.segment));
 }

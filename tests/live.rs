@@ -6,15 +6,31 @@
 mod common;
 mod pair;
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{events, home_plain, home_truth, number, total};
-use pair::{Pair, interrupt, run};
+use pair::{Pair, interrupt, run, wait_until_said};
+use serde_json::Value;
 
 /// One at a time: two senders on a small machine would measure each other.
 static ONE: Mutex<()> = Mutex::new(());
+
+/// Packets that never reached us, of those sent: `packets` and these are all of them. What is dropped
+/// later, on the way to a worker or the journal, is among `packets`.
+fn lost_before_us(summary: &Value) -> u64 {
+    let before_us = ["kernel", "left_in_ring", "nic_missed", "nic_errors", "no_buffer"];
+    before_us.iter().map(|k| number(&summary["drops"], k)).sum()
+}
+
+/// Packets that no flow has got.
+fn lost_to_flows(summary: &Value) -> u64 {
+    let after = ["worker_ring_full", "unplaced"];
+    lost_before_us(summary) + after.iter().map(|k| number(&summary["drops"], k)).sum::<u64>()
+}
 
 #[test]
 fn every_packet_is_accounted_for_and_whole() {
@@ -28,12 +44,10 @@ fn every_packet_is_accounted_for_and_whole() {
         let args =
             ["--interface", "mirror", "--lcores", lcores, "--flow-log", log.to_str().unwrap()];
         let child = pair.start(dir.path(), &[&args[..], &["--pcap-filter", ""]].concat());
-        pair.replay(&capture, loops);
+        let sent = pair.replay(&capture, loops);
         let summary = interrupt(child).summary();
-        let sent = u64::from(loops) * number(&truth, "packets");
         let drops = &summary["drops"];
-        let before_us = ["kernel", "left_in_ring", "nic_missed", "nic_errors", "no_buffer"];
-        let lost: u64 = before_us.iter().map(|k| number(drops, k)).sum();
+        let lost = lost_before_us(&summary);
         assert_eq!(number(&summary, "packets") + lost, sent, "{lcores}: {summary}");
         println!("{lcores}: {sent} sent, {lost} lost before us, drops {drops}");
         let read =
@@ -45,8 +59,8 @@ fn every_packet_is_accounted_for_and_whole() {
             journaled + number(drops, "journal_overload") + number(drops, "journal_no_space")
         );
         let in_flows: u64 = events(&log).iter().map(|e| number(e, "packets")).sum();
-        assert_eq!(in_flows, number(&summary, "decoded"));
-        if lost + number(drops, "worker_ring_full") == 0 {
+        assert_eq!(in_flows + number(drops, "unplaced"), number(&summary, "decoded"));
+        if sent == u64::from(loops) * number(&truth, "packets") && lost_to_flows(&summary) == 0 {
             // Fragments and VLAN tags as they were on the wire, not merged, cut or stripped.
             assert_eq!(number(&summary, "bytes"), u64::from(loops) * number(&truth, "bytes"));
             assert_eq!(number(&summary, "truncated"), 0);
@@ -62,16 +76,18 @@ fn several_queue_pairs_are_all_read_and_flows_stay_together() {
     let dir = tempfile::tempdir().unwrap();
     let capture = home_plain(dir.path());
     let log = dir.path().join("flows");
-    let device = "net_af_packet0,iface=mirror,qpairs=2,blocksz=1048576,framesz=2048,framecnt=8192";
+    // Each ring takes all of it and a third more: from one that is nearly full the kernel's fanout
+    // goes over to the other, and then order is lost, not packets.
+    let device = "net_af_packet0,iface=mirror,qpairs=2,blocksz=1048576,framesz=2048,framecnt=20480";
     let args = ["--vdev", device, "--lcores", "0@0,1@0,2@0", "--flow-log", log.to_str().unwrap()];
     let child = pair.start(dir.path(), &args);
-    pair.replay(&capture, 1);
+    let sent = pair.replay(&capture, 1);
     let summary = interrupt(child).summary();
-    let lost = total(&summary["drops"]);
-    assert_eq!(number(&summary, "packets") + lost, number(&home_truth(), "packets"), "{summary}");
-    if lost == 0 {
+    let (packets, lost) = (number(&summary, "packets"), lost_before_us(&summary));
+    assert_eq!(packets + lost, sent, "{summary}");
+    if sent == number(&home_truth(), "packets") && lost_to_flows(&summary) == 0 {
         // At top speed nothing idles out: the flows of the capture, no half of one.
-        assert_eq!(number(&summary, "flows"), number(&home_truth(), "flows"));
+        assert_eq!(number(&summary, "flows"), number(&home_truth(), "flows"), "{summary}");
     }
 }
 
@@ -85,14 +101,13 @@ fn what_the_kernel_drops_is_counted_though_the_driver_never_says() {
     let device = "net_af_packet0,iface=mirror,blocksz=4096,framesz=2048,framecnt=512";
     let child = pair.start(dir.path(), &["--vdev", device, "--journal", "off"]);
     assert!(run("kill", &["-STOP", &child.id().to_string()]));
-    pair.replay(&capture, 1);
+    let sent = pair.replay(&capture, 1);
     assert!(run("kill", &["-CONT", &child.id().to_string()]));
-    std::thread::sleep(Duration::from_millis(1500));
-    let run = interrupt(child);
-    let summary = run.summary();
+    wait_until_said(dir.path(), "kernel ");
+    let summary = interrupt(child).summary();
     let dropped = number(&summary["drops"], "kernel");
     assert!(dropped > 10_000, "{summary}");
-    assert_eq!(number(&summary, "packets") + dropped, number(&home_truth(), "packets"));
+    assert_eq!(number(&summary, "packets") + dropped, sent);
     let log = fs::read_to_string(dir.path().join("stderr")).unwrap();
     assert!(log.contains(&format!("kernel {dropped}")), "said while it ran: {log}");
 }
@@ -167,37 +182,49 @@ fn without_a_source_it_is_enp3s0() {
     pair.output("ip", &["link", "set", "mirror", "down"]);
     pair.output("ip", &["link", "set", "mirror", "name", "enp3s0"]);
     let child = pair.start(dir.path(), &["--lcores", "0@0,1@0"]);
-    pair.replay(&capture, 1);
+    let sent = pair.replay(&capture, 1);
     let summary = interrupt(child).summary();
-    let lost = total(&summary["drops"]);
-    assert_eq!(number(&summary, "packets") + lost, number(&home_truth(), "packets"));
+    assert_eq!(number(&summary, "packets") + lost_before_us(&summary), sent, "{summary}");
 }
 
-/// Per cent of a CPU that an idle sensor with these options uses, over two seconds.
-fn idle_percent(pair: &Pair, options: &[&str]) -> f64 {
+/// What an idle sensor with these options uses of a CPU, and what its busiest thread would use if
+/// nothing else ran, in per cent over two seconds.
+fn idle_percent(pair: &Pair, options: &[&str]) -> (f64, f64) {
     let dir = tempfile::tempdir().unwrap();
     let args = [&["--interface", "mirror", "--journal", "off"], options].concat();
     let child = pair.start(dir.path(), &args);
-    let ticks = || -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    // Nanoseconds on a CPU, and in wait for one, by thread.
+    let times = || -> BTreeMap<PathBuf, (u64, u64)> {
+        let threads = fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+        let read = |thread: PathBuf| {
+            let text = fs::read_to_string(thread.join("schedstat")).ok()?;
+            let mut fields = text.split(' ').map(|f| f.parse::<u64>().unwrap());
+            Some((thread, (fields.next()?, fields.next()?)))
+        };
+        threads.filter_map(|t| read(t.unwrap().path())).collect()
     };
     std::thread::sleep(Duration::from_secs(1));
-    let before = ticks();
+    let (begun, before) = (Instant::now(), times());
     std::thread::sleep(Duration::from_secs(2));
-    let percent = (ticks() - before) as f64 / 2.0;
+    let (after, passed) = (times(), begun.elapsed().as_nanos() as f64 / 100.0);
     interrupt(child);
-    println!("idle {options:?}: {percent} % of a CPU");
-    percent
+    let (mut used, mut wanted) = (0, 0);
+    for (thread, (on, waited)) in after {
+        let (on_before, waited_before) = before.get(&thread).copied().unwrap_or_default();
+        used += on - on_before;
+        wanted = wanted.max(on - on_before + waited - waited_before);
+    }
+    let (used, wanted) = (used as f64 / passed, wanted as f64 / passed);
+    println!("idle {options:?}: {used:.1} % of a CPU, would take {wanted:.1} %");
+    (used, wanted)
 }
 
 #[test]
 fn an_idle_sensor_leaves_the_cpu_alone_unless_it_is_to_poll_on() {
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let Some(pair) = Pair::new() else { return };
-    // Spinning is 100 where nothing else runs; the figures themselves are a benchmark's.
-    let adaptive = idle_percent(&pair, &[]);
-    let busy = idle_percent(&pair, &["--idle", "busy"]);
-    assert!(adaptive < 25.0 && busy > 2.0 * adaptive, "{adaptive} {busy}");
+    // The figures themselves are a benchmark's.
+    let (adaptive, _) = idle_percent(&pair, &[]);
+    let (_, busy) = idle_percent(&pair, &["--idle", "busy"]);
+    assert!(adaptive < 25.0 && busy > 75.0, "{adaptive} {busy}");
 }

@@ -281,6 +281,7 @@ fn write_alert(out: &mut Vec<u8>) {
         vlans: Default::default(),
         rtt_ns: None,
         retransmits: 0,
+        silenced: false,
     };
     let alert = Alert {
         timestamp_ns: 2_000_000_000,
@@ -319,7 +320,7 @@ fn a_hang_up_opens_the_logs_anew() {
     let until = |what: &dyn Fn() -> bool| {
         let begun = Instant::now();
         while !what() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "it does not happen");
+            assert!(begun.elapsed() < Duration::from_secs(60), "it does not happen");
             std::thread::sleep(Duration::from_millis(20));
         }
     };
@@ -348,9 +349,7 @@ fn a_hang_up_opens_the_logs_anew() {
 
 #[test]
 fn a_million_names_in_bounded_memory() {
-    let dir = tempfile::tempdir().unwrap();
     let peak = |answers: u32| {
-        let capture = dir.path().join("c.pcap");
         let mut c = Capture::new();
         for n in 0..answers {
             let name = format!("n{n}.example.com");
@@ -362,25 +361,20 @@ fn a_million_names_in_bounded_memory() {
                 &answer(&name, ip, 3600),
             );
         }
-        c.save(&capture);
-        let args = ["--journal", "off", "--summary", "json", "--max-flows", "1000"];
         let mut child = common::command()
-            .args(["--read", capture.to_str().unwrap()])
-            .args(args)
+            .args(["--read", "-", "--journal", "off", "--summary", "json", "--max-flows", "1000"])
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let mut peak = 0;
-        while child.try_wait().unwrap().is_none() {
-            let status = fs::read_to_string(format!("/proc/{}/status", child.id()));
-            let line = status.unwrap_or_default();
-            let line = line.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-            let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
-            peak = peak.max(kib.unwrap_or(0));
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        // When the last bytes found room in the pipe all but a few were read.
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(&c.0).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
+        drop(input);
         assert!(child.wait().unwrap().success());
-        peak
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
     };
     let (few, many) = (peak(150_000), peak(1_000_000));
     println!("peak memory: {few} KiB with 150,000 names, {many} KiB with 1,000,000");

@@ -6,7 +6,10 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use common::packets::{Capture, START, tcp};
 use common::{Run, command};
@@ -185,4 +188,61 @@ fn what_cannot_be_watched_is_one_line_and_exit_2() {
     let run = watch(dir.path(), TWO, &["--eve-log", "c.toml/alerts"]);
     assert_eq!(run.code, Some(2));
     assert!(run.stderr.contains("EVE log c.toml/alerts"), "{}", run.stderr);
+}
+
+#[test]
+fn an_alert_lifts_the_journals_cutoff_of_its_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = "eve_log = \"eve.json\"\n[detect.watch]\naddress = \"10.0.0.5\"\nwindow = 1\n\
+                  c2 = \"203.0.113.50\"\n";
+    fs::write(dir.path().join("c.toml"), config).unwrap();
+    let hosts = ["10.0.0.5", "10.0.0.6"];
+    let data = |host| {
+        let mut frame = tcp(host, 40_000, "192.0.2.1", 80, &[7; 500]);
+        // An ACK: a SYN would begin another flow.
+        frame[47] = 0x10;
+        frame
+    };
+    let write = |from: u64, name: &str| {
+        let mut capture = Capture::default();
+        for n in 0..100 {
+            hosts.iter().for_each(|host| _ = capture.add(from + n * 9, &data(host)));
+        }
+        // The window is over, and a burst does not wait for more.
+        capture.tcp(from + 2000, 99, "203.0.113.9", 1);
+        fs::read(capture.write(dir.path(), name)).unwrap()
+    };
+    let (before, after) = (write(0, "a.pcap"), write(2100, "b.pcap"));
+    let mut child = command()
+        .args(["--config", "c.toml", "--read", "-", "--journal", "on", "--data-dir", "data"])
+        .args(["--journal-cutoff", "2kB", "--summary", "json"])
+        .current_dir(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(&before).unwrap();
+    let begun = Instant::now();
+    let log = dir.path().join("eve.json");
+    while !fs::read_to_string(&log).is_ok_and(|t| t.contains("\"category\":\"attack\"")) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no alert");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Without its file header.
+    input.write_all(&after[24..]).unwrap();
+    drop(input);
+    assert!(child.wait().unwrap().success());
+    let files = common::segments(&dir.path().join("data"));
+    let packets: Vec<_> = files.iter().flat_map(|f| common::packets_of(f)).collect();
+    assert_eq!(packets.len(), 2 * (200 + 99));
+    let whole = |host: u8, late: bool| {
+        let is_late = |ns: u64| ns >= (START * 1000 + 2100) * 1_000_000;
+        let of = packets
+            .iter()
+            .filter(|(ns, wire, data)| *wire > 500 && data[29] == host && is_late(*ns) == late);
+        of.filter(|(_, wire, data)| data.len() == *wire as usize).count()
+    };
+    assert_eq!([whole(5, false), whole(6, false)], [4, 4], "up to the cutoff");
+    assert_eq!([whole(5, true), whole(6, true)], [100, 0], "one is alerted about");
 }

@@ -9,6 +9,7 @@ mod port;
 mod reader;
 mod steer;
 
+use dpdk::mbuf::free_burst;
 use dpdk::{BURST, Bell, Burst, Mbuf, Meta};
 
 pub use file::FileSource;
@@ -69,6 +70,20 @@ impl Batch {
             *slot = stamp;
             self.packets.push(packet);
         }
+    }
+
+    /// Keeps those for which `keep` says so, by number, in order; the others go back to the pool.
+    pub fn retain(&mut self, mut keep: impl FnMut(usize, &Mbuf, &Stamp) -> bool) {
+        let mut kept = 0;
+        for n in 0..self.packets.len() {
+            if self.packets.get(n).zip(self.stamps.get(n)).is_some_and(|(p, s)| keep(n, p, s)) {
+                self.packets.swap(kept, n);
+                self.stamps.swap(kept, n);
+                kept += 1;
+            }
+        }
+        let mut others: Burst = self.packets.drain(kept..).collect();
+        free_burst(&mut others);
     }
 
     /// Takes packets over that another lcore stamped.

@@ -1,17 +1,23 @@
-//! malakocut-cli: asks the journal and looks after it.
+//! malakocut-cli: asks the running sensor over its control socket, asks the journal and looks after it.
 //!
-//! Works on the files alone, so with or without a running sensor. Exit status: 0 done; 1 something
-//! is missing from the answer, damaged, or could not be repaired, as said on standard error; 2 bad
-//! usage, or a directory or output that cannot be used.
+//! What concerns the journal works on the files alone, with or without a running sensor. Exit status:
+//! 0 done; 1 something is wrong, missing from the answer, damaged, or could not be repaired, as said;
+//! 2 bad usage, no running sensor, or a directory or output that cannot be used.
 
+mod alerts;
+mod client;
 mod doctor;
 mod export;
 mod extract;
+mod flows;
 mod journal;
+mod names;
 mod nic;
 mod papers;
+mod reload;
+mod status;
 mod text;
-mod time;
+mod top;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -43,17 +49,45 @@ enum Outcome {
 #[derive(Debug, Parser)]
 #[command(
     name = "malakocut-cli",
-    version,
-    about = "Asks malakocut's journal for packets, and looks after the sensor",
+    version = crate::VERSION,
+    about = "Shows what malakocut sees, asks its journal for packets, and looks after it",
+    after_help = "Exit status: 0 done; 1 something is wrong or missing, as said; 2 bad usage, or no \
+                  running sensor. NO_COLOR=1 turns colours off.",
     disable_help_subcommand = true
 )]
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    show: Show,
+}
+
+/// How things are shown; as the Go program had it, before or after the command.
+#[derive(Clone, Copy, Debug, Args)]
+struct Show {
+    /// Names for addresses, by what the sensor saw in DNS and by asking the system's resolver
+    #[arg(long, global = true)]
+    resolve: bool,
+    /// Numbers with units: 12.3k instead of 12345
+    #[arg(long, global = true)]
+    pretty: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show how the sensor is doing
+    #[command(after_help = status::AFTER)]
+    Status(status::Status),
+    /// Show the live flows and what goes through them, as it changes
+    #[command(after_help = top::AFTER)]
+    Top(top::Top),
+    /// List live flows: as a table, JSON lines or CSV
+    #[command(after_help = flows::EXAMPLES)]
+    Flows(flows::Flows),
+    /// List the latest alerts
+    Alerts(alerts::Alerts),
+    /// Have the sensor read its lists, filters and log level anew
+    Reload(reload::Reload),
     /// Take packets out of the journal as a capture file
     #[command(after_help = extract::EXAMPLES)]
     Extract(Box<extract::Extract>),
@@ -67,7 +101,7 @@ enum Command {
     Nic(nic::Nic),
     /// Print a shell's completions
     Completions(papers::Completions),
-    /// Write the manual pages
+    /// Print the manual page, or write those of all three programs to a directory
     Man(papers::Man),
     /// List, check and repair the journal's files
     #[command(subcommand)]
@@ -105,7 +139,7 @@ impl Place {
 
 /// Runs the command of these arguments, the program's name first.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(original_spellings(args)) {
         Ok(cli) => cli,
         // clap knows which of its messages are errors: --help and --version are not.
         Err(e) => {
@@ -114,6 +148,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let done = match cli.command {
+        Command::Status(status) => status.run(cli.show),
+        Command::Top(top) => top.run(cli.show),
+        Command::Flows(flows) => flows.run(cli.show),
+        Command::Alerts(alerts) => alerts.run(),
+        Command::Reload(reload) => reload.run(),
         Command::Extract(extract) => extract.run(),
         Command::Export(export) => export.run(),
         Command::Journal(journal) => journal.run(),
@@ -130,4 +169,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// The Go original wrote its options with one dash.
+fn original_spellings(args: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    args.into_iter().map(|arg| match arg.to_str() {
+        Some(name @ ("-resolve" | "-pretty")) => format!("-{name}").into(),
+        _ => arg,
+    })
 }

@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use serde::Deserialize;
 
 use super::detect::DetectLayer;
+use super::networks::Networks;
 use super::units;
 use super::{ConfigError, SourceConfig};
 use crate::export;
@@ -45,6 +46,8 @@ pub enum Idle {
     Interrupt,
     /// Polls less often the longer nothing came, once a millisecond at last.
     #[default]
+    #[value(alias = "adaptive")]
+    #[serde(alias = "adaptive")]
     Sleep,
     /// Polls on: the least delay, a whole core each.
     Busy,
@@ -60,7 +63,8 @@ pub struct Layer {
     pub lcores: Option<String>,
     /// What an lcore does when nothing arrives: wait for the device's interrupt, sleep longer and
     /// longer, up to 1 ms, or poll on and use its whole core [default: sleep]
-    #[arg(long, value_name = "interrupt|sleep|busy", hide_possible_values = true)]
+    #[arg(long, alias = "poll", value_name = "interrupt|sleep|busy", hide_possible_values = true)]
+    #[serde(alias = "poll")]
     pub idle: Option<Idle>,
     /// Interface to take over: by its DPDK driver if the card is bound (malakocut-cli nic), else by
     /// the AF_PACKET driver [default: enp3s0]
@@ -109,6 +113,20 @@ pub struct Layer {
     #[arg(long, value_name = "S", value_parser = units::seconds)]
     #[serde(deserialize_with = "units::de_seconds")]
     pub active_timeout: Option<Duration>,
+    /// Packets that are looked at, in the syntax of pcap-filter(7), or @FILE: for telemetry and
+    /// journal. Beats --capture-filter [default: all]
+    #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
+    pub filter: Option<String>,
+    /// The same from a file, such as configs/capture.bpf
+    #[arg(long, value_name = "FILE")]
+    pub capture_filter: Option<PathBuf>,
+    /// Leave ports 80 and 443 out of telemetry and journal, whatever else the filter takes
+    #[arg(long)]
+    pub exclude_web: bool,
+    /// File of domains, such as configs/blocklist.conf: flows to them and to their subdomains are
+    /// counted, but stay out of telemetry and journal. SIGHUP reads it anew
+    #[arg(long, value_name = "FILE")]
+    pub blocklist: Option<PathBuf>,
     /// Keep packets in DATA/pcap [default: on, but off with --read]
     #[arg(long, value_name = "on|off", hide_possible_values = true)]
     pub journal: Option<Switch>,
@@ -133,25 +151,41 @@ pub struct Layer {
     /// [default: without web, games and mDNS, see configs/journal.bpf; all with --read]
     #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
     pub pcap_filter: Option<String>,
-    /// Bytes of a flow after which the journal keeps headers only, such as 1MB [default: none]
+    /// Bytes of a flow after which the journal keeps headers only, such as 1MB; an alert about a host
+    /// lifts that for ten minutes [default: none]
     #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
     #[serde(deserialize_with = "units::de_bytes")]
     pub journal_cutoff: Option<u64>,
+    /// Unix socket on which status, flows and alerts are asked for and lists are reloaded
+    /// [default: /run/malakocut.sock; none with --read]
+    #[arg(long, value_name = "PATH")]
+    pub control_socket: Option<PathBuf>,
     /// Print totals at the end, on standard output [default: text with --read]
     #[arg(long, value_name = "text|json", hide_possible_values = true)]
     pub summary: Option<SummaryFormat>,
     /// This sensor's name in each event [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub sensor: Option<String>,
+    /// What is logged on standard error: error, warn, info, debug, or by room, such as
+    /// info,malakocut::journal=debug [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
     /// Show each flow event on standard output, and write everything to malakocut_debug.log
     #[arg(long)]
     pub debug: bool,
+    /// Where the filter stood, for the log.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub filter_from: &'static str,
     /// What exporters need to know; only in the configuration file.
     #[arg(skip)]
     pub export: Option<Box<export::Settings>>,
     /// Only in the configuration file.
     #[arg(skip)]
     pub detect: DetectLayer,
+    /// What networks are called; only in the configuration file.
+    #[arg(skip)]
+    pub networks: Networks,
 }
 
 /// A layer on its own, so that environment variables are read by the flags' own rules.
@@ -194,12 +228,22 @@ impl Layer {
             let first = text.lines().next().unwrap_or_default();
             ConfigError::Bad(first.trim_start_matches("error: ").to_owned())
         })?;
-        Ok(parsed.layer)
+        Ok(parsed.layer.named("environment"))
+    }
+
+    /// Says where this layer is from.
+    pub(super) fn named(mut self, layer: &'static str) -> Self {
+        self.filter_from = layer;
+        self
+    }
+
+    fn has_filter(&self) -> bool {
+        self.filter.is_some() || self.capture_filter.is_some()
     }
 
     /// This layer's values, and `lower`'s where this one has none.
     pub(super) fn over(self, lower: Self) -> Self {
-        let sourced = self.has_source();
+        let (sourced, filtered) = (self.has_source(), self.has_filter());
         let list = |mine: Vec<String>, theirs| if mine.is_empty() { theirs } else { mine };
         Self {
             lcores: self.lcores.or(lower.lcores),
@@ -216,6 +260,11 @@ impl Layer {
             max_flows: self.max_flows.or(lower.max_flows),
             idle_timeout: self.idle_timeout.or(lower.idle_timeout),
             active_timeout: self.active_timeout.or(lower.active_timeout),
+            filter: if filtered { self.filter } else { lower.filter },
+            capture_filter: if filtered { self.capture_filter } else { lower.capture_filter },
+            filter_from: if filtered { self.filter_from } else { lower.filter_from },
+            exclude_web: self.exclude_web || lower.exclude_web,
+            blocklist: self.blocklist.or(lower.blocklist),
             journal: self.journal.or(lower.journal),
             rotate_size: self.rotate_size.or(lower.rotate_size),
             retention: self.retention.or(lower.retention),
@@ -223,11 +272,14 @@ impl Layer {
             min_free: self.min_free.or(lower.min_free),
             pcap_filter: self.pcap_filter.or(lower.pcap_filter),
             journal_cutoff: self.journal_cutoff.or(lower.journal_cutoff),
+            control_socket: self.control_socket.or(lower.control_socket),
             summary: self.summary.or(lower.summary),
             sensor: self.sensor.or(lower.sensor),
+            log: self.log.or(lower.log),
             debug: self.debug || lower.debug,
             export: self.export.or(lower.export),
             detect: if self.detect.watch.is_empty() { lower.detect } else { self.detect },
+            networks: if self.networks.is_empty() { lower.networks } else { self.networks },
         }
     }
 

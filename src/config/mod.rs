@@ -4,8 +4,10 @@
 //! sources of the layers below it. [`Config`] is the checked result. Nothing here opens anything
 //! but the configuration file.
 
+mod capture;
 mod detect;
 mod layer;
+mod networks;
 mod units;
 
 use std::env;
@@ -16,10 +18,14 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
+use crate::api;
 use crate::filter;
 use crate::journal::admit::Rules;
+use crate::log;
 
+pub use capture::CaptureRules;
 pub use layer::{Idle, Layer, SummaryFormat, Switch};
+pub use networks::Networks;
 
 use crate::detect::watch::Watched;
 
@@ -87,6 +93,9 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Zero: no deltas.
     pub active_timeout: Duration,
+    /// What is left out of telemetry and journal.
+    pub capture: CaptureRules,
+    pub blocklist: Option<PathBuf>,
     pub journal: bool,
     pub rotate_size: u64,
     pub retention: Duration,
@@ -100,10 +109,13 @@ pub struct Config {
     /// `None`: no summary is wanted.
     pub summary: Option<SummaryFormat>,
     pub sensor: String,
+    /// What is logged, as tracing's filters say it.
+    pub log: String,
     pub debug: bool,
     /// Exporters by name, `none` and `file` left out.
     pub exporters: Vec<String>,
     pub export: export::Settings,
+    pub api: api::Settings,
     /// Nothing is to run.
     pub check_only: bool,
 }
@@ -112,7 +124,7 @@ pub struct Config {
 #[derive(Debug, Parser)]
 #[command(
     name = "malakocut",
-    version,
+    version = crate::VERSION,
     about = "A network detection and response sensor for a mirror port",
     long_about = "Takes packets from a mirror port (or capture files) through DPDK, keeps bidirectional \
                   flows, says what they were about, writes them as JSON lines or sends them on, and \
@@ -142,7 +154,7 @@ impl Config {
         let args = Args::try_parse_from(original_spellings(env::args_os()))?;
         let environment = Layer::from_environment(|name| env::var_os(name))?;
         let file = file_layer(args.config.as_deref())?;
-        let this = Self::of(args.layer.over(environment).over(file))?;
+        let this = Self::of(args.layer.named("command line").over(environment).over(file))?;
         Ok(Self { check_only: args.check_config, ..this })
     }
 
@@ -175,6 +187,8 @@ impl Config {
             max_flows,
             idle_timeout,
             active_timeout,
+            capture,
+            blocklist,
             journal,
             rotate_size,
             retention,
@@ -184,9 +198,11 @@ impl Config {
             journal_filter_is_default,
             summary,
             sensor,
+            log,
             debug,
             exporters,
             export,
+            api,
             check_only
         );
         out
@@ -197,6 +213,7 @@ impl Config {
         let source =
             l.source()?.unwrap_or_else(|| SourceConfig::Interface(DEFAULT_INTERFACE.into()));
         let is_file = matches!(source, SourceConfig::Files(_));
+        let capture = CaptureRules::of(&l)?;
         let wants_log = l.exporter.iter().any(|e| e == "file");
         if let Some(unknown) = l.exporter.iter().find(|e| !export::NAMES.contains(&e.as_str())) {
             let names = export::NAMES.join(", ");
@@ -238,14 +255,16 @@ impl Config {
             ));
         }
         let filter = match &l.pcap_filter {
-            Some(text) => filter_text(text)?,
+            Some(text) => capture::expression("--pcap-filter", text)?,
             // A capture that somebody wants journaled is wanted whole.
             None if is_file => String::new(),
             None => filter::strip_comments(DEFAULT_FILTER),
         };
-        if let Err(e) = filter::Filter::compile(&filter, 1) {
-            return bad(format!("--pcap-filter: {e}"));
+        if l.blocklist.is_some() && l.inspect_packets == Some(0) {
+            return bad("--blocklist needs names to be read: --inspect-packets above 0".into());
         }
+        let log = l.log.unwrap_or_else(|| log::ORDINARY.into());
+        log::check(&log).map_err(|e| ConfigError::Bad(format!("--log {log}: {e}")))?;
         // Beside the events only when asked for.
         let text = (is_file && !on_stdout).then_some(SummaryFormat::Text);
         Ok(Self {
@@ -260,6 +279,8 @@ impl Config {
             max_flows: l.max_flows.unwrap_or(1_000_000),
             idle_timeout: l.idle_timeout.unwrap_or(Duration::from_secs(60)),
             active_timeout: l.active_timeout.unwrap_or(Duration::from_secs(300)),
+            capture,
+            blocklist: l.blocklist,
             // A capture file is already a file.
             journal: l.journal.map_or(!is_file, Switch::is_on),
             rotate_size,
@@ -270,9 +291,11 @@ impl Config {
             journal_filter_is_default: l.pcap_filter.is_none(),
             summary: l.summary.or(text),
             sensor,
+            log,
             debug: l.debug,
             exporters,
             export,
+            api: api::Settings { socket: socket_path(l.control_socket, is_file) },
             check_only: false,
         })
     }
@@ -283,18 +306,17 @@ pub fn command() -> clap::Command {
     Args::command()
 }
 
-/// What the journal keeps of live sources unless somebody says otherwise.
-const DEFAULT_FILTER: &str = include_str!("../../configs/journal.bpf");
-
-/// A filter as it was given: the expression itself, or with an @ in front the file it is in.
-fn filter_text(given: &str) -> Result<String, ConfigError> {
-    match given.strip_prefix('@') {
-        None => Ok(given.trim().to_owned()),
-        Some(path) => fs::read_to_string(path)
-            .map(|text| filter::strip_comments(&text))
-            .map_err(|e| ConfigError::Bad(format!("--pcap-filter {given}: {e}"))),
+/// Where the control socket goes: live sources have one, a file being read only if it is asked for.
+fn socket_path(given: Option<PathBuf>, is_file: bool) -> Option<api::SocketPath> {
+    match given {
+        Some(path) => Some(api::SocketPath { path, is_wanted: true }),
+        None if is_file => None,
+        None => Some(api::SocketPath { path: api::CONTROL_SOCKET.into(), is_wanted: false }),
     }
 }
+
+/// What the journal keeps of live sources unless somebody says otherwise.
+const DEFAULT_FILTER: &str = include_str!("../../configs/journal.bpf");
 
 /// The settings of the configuration file, of `path` or the usual place; none where there is none.
 pub fn file_layer(path: Option<&Path>) -> Result<Layer, ConfigError> {
@@ -308,7 +330,8 @@ pub fn file_layer(path: Option<&Path>) -> Result<Layer, ConfigError> {
 fn from_file(path: &Path) -> Result<Layer, ConfigError> {
     let text = fs::read_to_string(path)
         .map_err(|e| ConfigError::Bad(format!("configuration {}: {e}", path.display())))?;
-    toml::from_str(&text).map_err(|e| {
+    let layer: Result<Layer, _> = toml::from_str(&text);
+    layer.map(|l| l.named("configuration file")).map_err(|e| {
         let line =
             e.span().map_or(0, |s| 1 + text.get(..s.start).unwrap_or("").matches('\n').count());
         ConfigError::Bad(format!("configuration {}, line {line}: {}", path.display(), e.message()))
@@ -317,7 +340,17 @@ fn from_file(path: &Path) -> Result<Layer, ConfigError> {
 
 /// The Go original wrote its options with one dash.
 fn original_spellings(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    const ORIGINAL: [&str; 5] = ["interface", "debug", "max-flows", "exporter", "pcap-filter"];
+    const ORIGINAL: [&str; 9] = [
+        "interface",
+        "debug",
+        "max-flows",
+        "exporter",
+        "pcap-filter",
+        "filter",
+        "capture-filter",
+        "exclude-web",
+        "blocklist",
+    ];
     args.into_iter()
         .map(|arg| match arg.to_str().and_then(|a| a.strip_prefix('-')) {
             Some(name) if ORIGINAL.contains(&name.split('=').next().unwrap_or(name)) => {
@@ -343,7 +376,9 @@ mod tests {
         let lookup = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into());
         let environment = Layer::from_environment(lookup).map_err(|e| e.to_string())?;
         let file: Layer = toml::from_str(file).map_err(|e| e.to_string())?;
-        Config::of(flags.layer.over(environment).over(file)).map_err(|e| e.to_string())
+        let file = file.named("configuration file");
+        Config::of(flags.layer.named("command line").over(environment).over(file))
+            .map_err(|e| e.to_string())
     }
 
     #[test]
@@ -439,8 +474,12 @@ mod tests {
             (&["--min-free", "100"], "--min-free"),
             (&["--pcap-filter", "tcp prot 80"], "--pcap-filter: syntax error at \"prot\""),
             (&["--pcap-filter", "@/no/such/file"], "/no/such/file"),
+            (&["--filter", "tcp prot 80"], "--filter: syntax error at \"prot\" (character 5)"),
+            (&["--capture-filter", "/no/such/file"], "--capture-filter /no/such/file"),
+            (&["--blocklist", "x", "--inspect-packets", "0"], "--inspect-packets"),
             (&["--journal-cutoff", "some"], "--journal-cutoff"),
             (&["--idle", "sometimes"], "--idle"),
+            (&["--log", "x=loud"], "--log"),
             (&["--frobnicate"], "--frobnicate"),
             (&["stray"], "stray"),
         ] {
@@ -476,6 +515,37 @@ mod tests {
         fs::write(&path, "# keep\nport 53 # DNS\nor arp\n").unwrap();
         let at = format!("@{}", path.display());
         assert_eq!(filter(&["--pcap-filter", &at], &[], "").0, "port 53 or arp");
+    }
+
+    #[test]
+    fn the_highest_layer_with_a_filter_holds_and_in_one_layer_the_expression() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.bpf");
+        fs::write(&path, "# names\nport 53 # DNS\nor arp\n").unwrap();
+        let path = path.to_str().unwrap();
+        let rules = |args: &[&str], env: &[(&str, &str)], file: &str| {
+            let c = parse(args, env, file).unwrap().capture;
+            (c.expression.clone(), c.given.clone(), c.unused.clone(), c.expressions().len())
+        };
+        let none = || (String::new(), String::new(), None, 1);
+        assert_eq!(rules(&[], &[], ""), none());
+        let env = [("MALAKOCUT_FILTER", "tcp")];
+        let file = format!("capture_filter = {path:?}\nexclude_web = true");
+        let from = |expression: &str, given: &str| (expression.into(), given.into(), None, 2);
+        assert_eq!(rules(&["-filter", "udp"], &env, &file), from("udp", "--filter (command line)"));
+        assert_eq!(rules(&[], &env, &file), from("tcp", "--filter (environment)"));
+        let given = format!("--capture-filter {path} (configuration file)");
+        assert_eq!(rules(&[], &[], &file), from("port 53 or arp", &given));
+        let given = format!("--capture-filter {path} (command line)");
+        let args = ["-capture-filter", path, "-exclude-web"];
+        assert_eq!(rules(&args, &env, ""), from("port 53 or arp", &given));
+        let (expression, given, unused, _) =
+            rules(&["--filter", "", "--capture-filter", path], &env, "");
+        assert_eq!((expression.as_str(), given.as_str()), ("", "--filter (command line)"));
+        assert_eq!(unused, Some(format!("--capture-filter {path}")));
+        fs::write(path, "port 53\n  or prot 5\n").unwrap();
+        let error = parse(&["--capture-filter", path], &[], "").unwrap_err();
+        assert!(error.contains("\"prot\" (line 2, character 6)"), "{error}");
     }
 
     #[test]

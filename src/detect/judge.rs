@@ -76,6 +76,13 @@ pub enum Class {
     Connection,
 }
 
+impl Class {
+    /// Whether it is more than a record of what is ordinary.
+    pub fn is_alarm(self) -> bool {
+        matches!(self, Self::Attack | Self::Scan | Self::PortScan)
+    }
+}
+
 /// Where it went to.
 #[derive(Clone, Copy, Debug)]
 pub struct Destination {

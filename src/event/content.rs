@@ -99,6 +99,15 @@ pub struct Dhcp {
     pub assigned: Option<[u8; 4]>,
 }
 
+/// Where a packet is in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The number in the name of its file.
+    pub segment: u64,
+    /// Of its record, bytes from the start of the file.
+    pub offset: u64,
+}
+
 /// What an event says beyond its flow's record.
 #[derive(Clone, Debug, Default)]
 pub struct About<'a> {
@@ -106,6 +115,8 @@ pub struct About<'a> {
     /// By passive DNS, as of the flow's start.
     pub src_name: Option<Arc<str>>,
     pub dst_name: Option<Arc<str>>,
+    /// Of the flow's first packet.
+    pub journal: Option<Place>,
 }
 
 impl About<'_> {
@@ -132,6 +143,12 @@ impl About<'_> {
         some(out, "dst_name", self.dst_name.as_deref());
         if let Some(content) = self.content {
             content.write(out);
+        }
+        if let Some(Place { segment, offset }) = self.journal {
+            name(out, "journal");
+            out.extend_from_slice(
+                format!("{{\"segment\":{segment},\"offset\":{offset}}}").as_bytes(),
+            );
         }
     }
 }

@@ -126,7 +126,7 @@ impl Second {
 fn ends(e: &FlowEvent, out: &mut Vec<u8>) {
     let k = &e.key;
     let ((src, sport), (dst, dport)) = by_originator(e);
-    let ported = matches!(k.proto(), proto::TCP | proto::UDP | proto::SCTP);
+    let ported = k.has_ports();
     field!(out, "src_ip", src.ip(k.is_v6()));
     if ported {
         field!(out, "src_port", u64::from(sport));
@@ -184,7 +184,7 @@ fn details(e: &FlowEvent, out: &mut Vec<u8>) {
 }
 
 /// Address and port of the originator, then of the responder.
-fn by_originator(e: &FlowEvent) -> ((Addr, u16), (Addr, u16)) {
+pub(super) fn by_originator(e: &FlowEvent) -> ((Addr, u16), (Addr, u16)) {
     let k = &e.key;
     let (a, b) = ((k.a, k.port_a()), (k.b, k.port_b()));
     if e.orig_is_a { (a, b) } else { (b, a) }

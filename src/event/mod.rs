@@ -5,6 +5,8 @@
 
 mod app;
 mod content;
+mod expression;
+mod fields;
 mod json;
 mod note;
 mod object;
@@ -14,12 +16,14 @@ use crate::packet::{FlowKey, Vlans};
 
 pub use app::App;
 pub use content::{
-    About, Certificate, Content, Dhcp, Dns, Http, Ssh, Tls, hex, mac, rcode_name, type_name,
+    About, Certificate, Content, Dhcp, Dns, Http, Place, Ssh, Tls, hex, mac, rcode_name, type_name,
 };
+pub use expression::{Expression, Fields};
+pub use fields::{FIELDS, FlowFields};
 pub use json::{EventWriter, community_digest, community_id, parse_community_id, protocol_name};
 pub use note::{Answer, FieldWriter, MAX_FIELDS, Note, NoteKind, NoteSink, Tag, fields, number};
 pub use object::Object;
-pub use seen::{Seen, Wants};
+pub use seen::{Mark, Seen, Wants};
 
 /// Packets and bytes of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -175,6 +179,8 @@ pub struct FlowEvent {
     pub vlans: [Vlans; 2],
     pub rtt_ns: Option<u64>,
     pub retransmits: u32,
+    /// Left out of telemetry and journal.
+    pub silenced: bool,
 }
 
 /// Where events go. A sink that is full keeps the flow in its table rather than lose the event.
@@ -187,10 +193,16 @@ pub trait EventSink {
     fn wants(&self) -> Wants {
         Wants::default()
     }
+    /// How a flow is marked that begins at a moment.
+    fn begins(&mut self, _key: &FlowKey, _orig_is_a: bool, _timestamp_ns: u64) -> Mark {
+        Mark::Plain
+    }
     /// Reads a payload; what the flow wants from here on.
-    fn inspect(&mut self, _seen: &Seen<'_>) -> Wants {
+    fn inspect(&mut self, _seen: &mut Seen<'_>) -> Wants {
         Wants::default()
     }
+    /// A packet, given by its number in the burst, went to a silenced flow.
+    fn silenced(&mut self, _frame: u32, _wire_len: u32) {}
     /// The flow at this place ends, and something is kept for it.
     fn forget(&mut self, _place: u32) {}
 }

@@ -133,6 +133,8 @@ pub struct Note {
     pub vlans: Vlans,
     /// Source and destination of the frame.
     pub macs: Option<[[u8; 6]; 2]>,
+    /// Not for telemetry: of a silenced flow, or with a name that is.
+    pub silenced: bool,
     /// Bytes of its fields.
     pub len: u32,
 }

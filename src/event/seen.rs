@@ -2,6 +2,18 @@
 
 use crate::packet::{Decoded, FlowKey};
 
+/// What the blocklist makes of a flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mark {
+    /// Nothing was said of it.
+    #[default]
+    Plain,
+    /// Counted, but out of telemetry and journal.
+    Silenced,
+    /// It has a name that is not listed: from here on it is not silenced.
+    Open,
+}
+
 /// How much of a flow is still to be read: a number of packets, and whether the reader keeps
 /// something for the flow that must be given up with it. Zero when the flow is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,4 +66,6 @@ pub struct Seen<'a> {
     /// Where the payload stands in its side's TCP stream.
     pub stream_at: u32,
     pub wants: Wants,
+    /// Whoever reads the payload may change it.
+    pub mark: Mark,
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-use super::expression::Expression;
+use crate::event::Expression;
 
 /// Everything under `[export]`.
 #[derive(Clone, Debug, Default, Deserialize)]

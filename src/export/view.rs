@@ -12,8 +12,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use ring::hmac;
 use serde_json::{Map, Value};
 
-use super::expression::Expression;
 use super::settings::Fields;
+use crate::event::Expression;
 use crate::spool::{Entry, EventId};
 
 /// An event as an exporter sends it.

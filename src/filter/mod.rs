@@ -5,13 +5,17 @@
 //! its tags: it is compiled again behind one, two and three tags, and the frame's own tags choose.
 //! A filter that does speak of `vlan` means what tcpdump would mean by it.
 //!
-//! Limits: at most three tags are looked through. A frame is filtered by its captured bytes.
+//! [`Filters`] asks them of frames of any link type. Where an expression cannot be asked of a link
+//! type, its frames are taken.
+//!
+//! Limits: at most three tags are looked through. A frame is filtered by its captured bytes; later
+//! fragments have no ports.
 
 pub(crate) mod text;
 
 use libpcap::Program;
 
-pub use text::strip_comments;
+pub use text::{in_file, strip_comments};
 
 /// Tags looked through.
 const TAGS: usize = 3;
@@ -25,6 +29,9 @@ pub enum FilterError {
     /// Where it stops making sense: a character's place from 1, and the word there.
     #[error("{message} at {} (character {at})", if word.is_empty() { "its end".into() } else { format!("\"{word}\"") })]
     At { message: String, at: usize, word: String },
+    /// The same in a file.
+    #[error("{message} at {} (line {line}, character {at})", if word.is_empty() { "its end".into() } else { format!("\"{word}\"") })]
+    InFile { message: String, line: usize, at: usize, word: String },
     #[error("{0}")]
     Whole(String),
 }
@@ -72,6 +79,63 @@ impl Filter {
     /// Whether it takes every packet.
     pub fn takes_all(&self) -> bool {
         self.constant == Some(true)
+    }
+}
+
+/// Expressions that all must hold, for frames of any link type.
+pub struct Filters {
+    /// What they decide on, for the log.
+    what: &'static str,
+    texts: Vec<String>,
+    /// By link type; none where every frame is taken.
+    by_link: Vec<(u16, Vec<Filter>)>,
+}
+
+impl Filters {
+    /// Compiles the expressions for Ethernet; other link types when their first frame comes.
+    /// `None` if every frame is taken.
+    pub fn new(what: &'static str, texts: &[&str]) -> Result<Option<Self>, FilterError> {
+        let mut these = Vec::new();
+        for text in texts {
+            let filter = Filter::compile(text, ETHERNET)?;
+            if !filter.takes_all() {
+                these.push(((*text).to_owned(), filter));
+            }
+        }
+        if these.is_empty() {
+            return Ok(None);
+        }
+        let (texts, filters) = these.into_iter().unzip();
+        let mut by_link = Vec::with_capacity(8);
+        by_link.push((ETHERNET, filters));
+        Ok(Some(Self { what, texts, by_link }))
+    }
+
+    /// Whether a frame is wanted.
+    #[inline]
+    pub fn take(&mut self, link: u16, wire_len: u32, data: &[u8]) -> bool {
+        let all = |filters: &[Filter]| filters.iter().all(|f| f.matches(data, wire_len));
+        match self.by_link.iter().find(|(l, _)| *l == link) {
+            Some((_, filters)) => all(filters),
+            None => all(self.compile(link)),
+        }
+    }
+
+    #[cold]
+    fn compile(&mut self, link: u16) -> &[Filter] {
+        let mut filters = Vec::new();
+        for text in &self.texts {
+            match Filter::compile(text, link) {
+                Ok(filter) if filter.takes_all() => {}
+                Ok(filter) => filters.push(filter),
+                Err(e) => {
+                    let what = self.what;
+                    tracing::warn!("{what} does not fit link type {link} ({e}); all is taken");
+                }
+            }
+        }
+        self.by_link.push((link, filters));
+        self.by_link.last().map_or(&[], |(_, filters)| filters)
     }
 }
 
@@ -170,8 +234,42 @@ mod tests {
                     assert_eq!((got, got_word.as_str()), (at, word), "{text}: {message}");
                     assert!(!message.contains('\n'), "{message}");
                 }
-                FilterError::Whole(message) => panic!("{text}: {message}"),
+                other => panic!("{text}: {other}"),
             }
         }
+    }
+
+    #[test]
+    fn an_error_in_a_file_shows_the_line() {
+        let text = "# web\n(tcp port 80 # prot\n  or tcp prot 443)\n";
+        let error = in_file(text, Filter::compile(&strip_comments(text), 1).err().unwrap());
+        let FilterError::InFile { line, at, word, .. } = &error else { panic!("{error}") };
+        assert_eq!((*line, *at, word.as_str()), (3, 10, "prot"), "{error}");
+        let cut = "udp\nand (port 53 # end\n";
+        let error = in_file(cut, Filter::compile(&strip_comments(cut), 1).err().unwrap());
+        let FilterError::InFile { line, word, .. } = &error else { panic!("{error}") };
+        assert_eq!((*line, word.as_str()), (2, ""), "{error}");
+    }
+
+    #[test]
+    fn all_expressions_hold_on_every_link_type() {
+        assert!(Filters::new("it", &["", "  "]).unwrap().is_none());
+        let mut both = Filters::new("it", &["not vlan 6", "not port 80"]).unwrap().unwrap();
+        for (tags, port, want) in [
+            (&[][..], 22, true),
+            (&[], 80, false),
+            (&[(0x8100, 5)], 22, true),
+            (&[(0x8100, 5)], 80, false),
+            (&[(0x8100, 6)], 22, false),
+        ] {
+            let data = frame(tags, port);
+            assert_eq!(both.take(1, data.len() as u32, &data), want, "{tags:?} {port}");
+        }
+        let raw = &frame(&[], 80)[14..];
+        let mut web = Filters::new("it", &["not port 80"]).unwrap().unwrap();
+        assert!(!web.take(101, raw.len() as u32, raw));
+        // 802.11 has no Ethernet header to ask for.
+        let mut ether = Filters::new("it", &["ether proto 0x888e"]).unwrap().unwrap();
+        assert!(!ether.take(1, 60, &frame(&[], 80)));
     }
 }

@@ -10,6 +10,29 @@ pub fn strip_comments(text: &str) -> String {
     lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
+/// Says where in a filter's file an error is that was found in its text without comments.
+pub fn in_file(text: &str, error: FilterError) -> FilterError {
+    let FilterError::At { message, at, word } = error else { return error };
+    // Its place among the characters that are neither blank nor in a comment.
+    let all = strip_comments(text);
+    let solid = |text: &str| text.chars().filter(|c| !c.is_whitespace()).count();
+    let before: String = all.chars().take(at.saturating_sub(1)).collect();
+    let mut left = solid(&before);
+    let mut last = (1, 1);
+    for (number, line) in text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or("");
+        let solid = line.chars().enumerate().filter(|(_, c)| !c.is_whitespace());
+        for (place, _) in solid {
+            if left == 0 && !word.is_empty() {
+                return FilterError::InFile { message, line: number + 1, at: place + 1, word };
+            }
+            left = left.saturating_sub(1);
+            last = (number + 1, place + 1);
+        }
+    }
+    FilterError::InFile { message, line: last.0, at: last.1 + 1, word }
+}
+
 /// A word of an expression and where it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Word<'a> {

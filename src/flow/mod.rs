@@ -19,7 +19,7 @@ mod timer;
 
 use rapidhash::v3::{DEFAULT_RAPID_SECRETS, rapidhash_v3_nano_inline};
 
-use crate::event::{EndReason, EventSink};
+use crate::event::{EndReason, EventSink, FlowEvent};
 use crate::packet::{Decoded, FlowKey, Fragment, tcp_flag};
 use fragment::{Fragments, Join, Pending};
 use index::{Index, NONE};
@@ -146,7 +146,7 @@ impl<H: Hint> FlowTable<H> {
     /// A table for at most `max_flows` flows (1 at least); memory is touched as flows come.
     /// `seed` keeps others from choosing addresses that collide.
     pub fn new(max_flows: usize, timeouts: Timeouts, seed: u64, hint: H) -> Self {
-        let max_flows = max_flows.clamp(1, NONE as usize - 1);
+        let max_flows = max_flows.clamp(1, NONE as usize - 2);
         let slab = Slab {
             hot: Vec::with_capacity(max_flows),
             cold: Vec::with_capacity(max_flows),
@@ -184,6 +184,24 @@ impl<H: Hint> FlowTable<H> {
 
     pub fn stats(&self) -> TableStats {
         self.stats
+    }
+
+    /// Copies of the flows in up to `most` places from `from` on, each with its totals, as of `now`
+    /// on the source's clock. Returns where to go on; `None`: that was the last.
+    pub fn copy(
+        &self,
+        from: u32,
+        most: usize,
+        now: u64,
+        mut each: impl FnMut(FlowEvent),
+    ) -> Option<u32> {
+        let until = (from as usize).saturating_add(most).min(self.slab.hot.len());
+        let places = (from as usize).min(until)..until;
+        let halves = self.slab.hot.get(places.clone())?.iter().zip(self.slab.cold.get(places)?);
+        for (hot, cold) in halves.filter(|(hot, _)| hot.in_use()) {
+            each(record::describe(hot, cold, now));
+        }
+        (until < self.slab.hot.len()).then_some(until as u32)
     }
 
     /// Takes a burst of packets in, in order; then works off some timers.
@@ -283,6 +301,8 @@ impl<H: Hint> FlowTable<H> {
     fn orphan(&mut self, pending: Option<Pending>, sink: &mut impl EventSink) {
         let Some(mut p) = pending else { return };
         let mut first = p.first;
+        // It is not in this burst.
+        first.frame = u32::MAX;
         first.decoded.wire_len = 0;
         first.decoded.ip_len = 0;
         // This counts the first of them, without its bytes.
@@ -370,12 +390,15 @@ impl<H: Hint> FlowTable<H> {
         if flow.hot.is_finished() && !was_finished {
             self.rearm(place);
         }
-        if side == 1 && self.slab.hot[place as usize].is_listed() {
+        if side == 1 && self.slab.cold[place as usize].waiting.is_listed() {
             self.unlist(place);
         }
-        let flow = self.slab.flow(place);
+        let mut flow = self.slab.flow(place);
         if flow.hot.wants.any() && arrival.decoded.payload_len != 0 {
-            flow.hot.wants = flow.show(place, side, arrival, sink);
+            flow.show(place, side, arrival, sink);
+        }
+        if flow.hot.is_silenced() {
+            sink.silenced(arrival.frame, arrival.decoded.wire_len);
         }
         Some(place)
     }
@@ -421,13 +444,15 @@ impl<H: Hint> FlowTable<H> {
             self.evict(arrival.clock_ns, sink);
         }
         let opened = origin::sender_opened(&arrival.decoded);
+        let orig_is_a = opened == from_a;
         let birth = Birth {
             key: *key,
-            orig_is_a: opened == from_a,
+            orig_is_a,
             flipped: !opened,
             id: birth_id(key, arrival),
             arrival,
             wants: sink.wants(),
+            mark: sink.begins(key, orig_is_a, arrival.timestamp_ns),
         };
         let place = match self.slab.take_free() {
             Some(place) => {
@@ -455,7 +480,7 @@ impl<H: Hint> FlowTable<H> {
     /// Ends a flow: reports it and frees its place. The caller saw that the sink has room.
     fn end(&mut self, place: u32, reason: EndReason, at: u64, sink: &mut impl EventSink) {
         sink.push(self.slab.flow(place).event(Some(reason), at, &mut self.reported));
-        if self.slab.hot[place as usize].is_listed() {
+        if self.slab.cold[place as usize].waiting.is_listed() {
             self.unlist(place);
         }
         self.wheel.remove(&mut self.slab, place);
@@ -560,7 +585,6 @@ impl<H: Hint> FlowTable<H> {
     fn list(&mut self, place: u32) {
         let last = self.waiting.1;
         self.slab.cold[place as usize].waiting = Waiting { next: NONE, prev: last };
-        self.slab.hot[place as usize].set_listed(true);
         if last == NONE {
             self.waiting.0 = place;
         } else {
@@ -579,7 +603,7 @@ impl<H: Hint> FlowTable<H> {
             NONE => self.waiting.1 = prev,
             _ => self.slab.cold[next as usize].waiting.prev = prev,
         }
-        self.slab.hot[place as usize].set_listed(false);
+        self.slab.cold[place as usize].waiting = Waiting::NOT;
     }
 }
 

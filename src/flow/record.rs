@@ -7,7 +7,9 @@ use super::index::NONE;
 use super::tcp::{Numbers, Taken, TcpTrack};
 use super::timer::Link;
 use super::{Arrival, Timeouts};
-use crate::event::{ConnState, Counts, EndReason, EventSink, FlowEvent, History, Seen, Wants};
+use crate::event::{
+    ConnState, Counts, EndReason, EventSink, FlowEvent, History, Mark, Seen, Wants,
+};
 use crate::packet::{Decoded, FlowKey, Vlans, proto, tcp_flag};
 
 /// How long a closed connection stays to take in what still trails.
@@ -25,8 +27,8 @@ mod bit {
     pub(super) const FINISHED: u8 = 4;
     /// Something was counted since the last report.
     pub(super) const DELTA_OPEN: u8 = 8;
-    /// In the list of flows without an answer.
-    pub(super) const LISTED: u8 = 16;
+    /// [`Mark::Silenced`]. Such a flow takes the long way, so that the short one need not ask.
+    pub(super) const SILENCED: u8 = 16;
     /// MAC and VLANs of the originator, and of the responder, were noted.
     pub(super) const NOTED: [u8; 2] = [32, 64];
     /// The link layer has MAC addresses.
@@ -46,7 +48,7 @@ pub(super) struct Hot {
     delta_due: u32,
     bits: u8,
     tcp_flags: u8,
-    /// For which sides and kinds of segment the numbers alone need an update.
+    /// For which sides and kinds of segment the numbers alone need an update; and [`OPEN`].
     plain: u8,
     /// What is still to be read of its payload.
     pub(super) wants: Wants,
@@ -54,11 +56,25 @@ pub(super) struct Hot {
     numbers: Numbers,
 }
 
+/// [`Mark::Open`], where it costs no packet anything.
+const OPEN: u8 = 0x80;
+
 /// Links of the list of flows without an answer, oldest first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waiting {
     pub(super) next: u32,
     pub(super) prev: u32,
+}
+
+impl Waiting {
+    /// No place has this number.
+    const OUT: u32 = NONE - 1;
+    /// In no list.
+    pub(super) const NOT: Self = Self { next: Self::OUT, prev: Self::OUT };
+
+    pub(super) fn is_listed(self) -> bool {
+        self.prev != Self::OUT
+    }
 }
 
 /// What changes rarely.
@@ -135,11 +151,12 @@ pub(super) struct Birth<'a> {
     pub(super) id: u64,
     pub(super) arrival: &'a Arrival,
     pub(super) wants: Wants,
+    pub(super) mark: Mark,
 }
 
 impl Birth<'_> {
     pub(super) fn hot(&self) -> Hot {
-        Hot {
+        let mut hot = Hot {
             key: self.key,
             last_clock: self.arrival.clock_ns,
             end_ns: self.arrival.timestamp_ns,
@@ -150,7 +167,9 @@ impl Birth<'_> {
             wants: self.wants,
             total: [Counts::default(); 2],
             numbers: Numbers::default(),
-        }
+        };
+        hot.set_mark(self.mark);
+        hot
     }
 
     pub(super) fn cold(&self) -> Cold {
@@ -162,7 +181,7 @@ impl Birth<'_> {
             id: self.id,
             start_ns: self.arrival.timestamp_ns,
             link: Link::UNLINKED,
-            waiting: Waiting { next: NONE, prev: NONE },
+            waiting: Waiting::NOT,
             tcp: TcpTrack::default(),
             reported: NONE,
             history,
@@ -202,12 +221,21 @@ impl Hot {
         self.delta_due
     }
 
-    pub(super) fn is_listed(&self) -> bool {
-        self.has(bit::LISTED)
+    pub(super) fn is_silenced(&self) -> bool {
+        self.has(bit::SILENCED)
     }
 
-    pub(super) fn set_listed(&mut self, on: bool) {
-        self.set(bit::LISTED, on);
+    fn mark(&self) -> Mark {
+        match (self.is_silenced(), self.plain & OPEN != 0) {
+            (true, _) => Mark::Silenced,
+            (false, true) => Mark::Open,
+            (false, false) => Mark::Plain,
+        }
+    }
+
+    fn set_mark(&mut self, mark: Mark) {
+        self.set(bit::SILENCED, mark == Mark::Silenced);
+        self.plain = (self.plain & !OPEN) | if mark == Mark::Open { OPEN } else { 0 };
     }
 
     pub(super) fn is_finished(&self) -> bool {
@@ -253,7 +281,9 @@ impl Hot {
         let side = side & 1;
         let settled = bit::DELTA_OPEN | bit::NOTED[side];
         let shown = self.wants.any() & (d.payload_len != 0);
-        if (self.bits & settled != settled) | shown || arrival.timestamp_ns < self.end_ns {
+        if (self.bits & (settled | bit::SILENCED) != settled) | shown
+            || arrival.timestamp_ns < self.end_ns
+        {
             return Taken::Not;
         }
         let is_tcp = (self.key.proto() == proto::TCP) & d.fragment.is_none_or(|f| f.offset == 0);
@@ -315,7 +345,7 @@ impl Flow<'_> {
                     &mut self.hot.numbers,
                     &mut self.cold.history,
                 );
-                self.hot.plain = self.cold.tcp.plain_segments();
+                self.hot.plain = (self.hot.plain & OPEN) | self.cold.tcp.plain_segments();
                 self.hot.set(bit::FINISHED, self.cold.tcp.is_finished());
             }
             proto::UDP if self.hot.total[side].packets == 1 => self.cold.history.push(side, b'D'),
@@ -344,21 +374,21 @@ impl Flow<'_> {
         self.hot.last_clock = self.hot.last_clock.max(clock);
     }
 
-    /// Shows the packet to whoever reads payloads; what the flow wants from here on.
+    /// Shows the packet to whoever reads payloads, and notes what the flow wants from here on.
     #[inline(never)]
     pub(super) fn show(
-        &self,
+        &mut self,
         place: u32,
         side: usize,
         arrival: &Arrival,
         sink: &mut impl EventSink,
-    ) -> Wants {
+    ) {
         let d = &arrival.decoded;
         // A later fragment has no beginning.
         if d.fragment.is_some_and(|f| f.offset != 0) {
-            return self.hot.wants;
+            return;
         }
-        sink.inspect(&Seen {
+        let mut seen = Seen {
             place,
             flow_id: self.cold.id,
             key: self.hot.key,
@@ -369,7 +399,13 @@ impl Flow<'_> {
             frame: arrival.frame,
             stream_at: self.cold.tcp.stream_at(side, &d.tcp),
             wants: self.hot.wants,
-        })
+            mark: self.hot.mark(),
+        };
+        let before = seen.mark;
+        self.hot.wants = sink.inspect(&mut seen);
+        if seen.mark != before {
+            self.hot.set_mark(seen.mark);
+        }
     }
 
     /// Counts a segment that was taken in by its numbers, as one sent before.
@@ -442,37 +478,48 @@ impl Flow<'_> {
         due: u64,
         reported: &mut Reported,
     ) -> FlowEvent {
+        let (before, shred) = reported.get(self.cold.reported);
+        let event = FlowEvent {
+            shred,
+            delta: [0, 1].map(|side| self.hot.total[side].since(before[side])),
+            end,
+            ..describe(self.hot, self.cold, due)
+        };
         let (hot, cold) = (&mut *self.hot, &mut *self.cold);
-        let idle_ns = due.saturating_sub(hot.last_clock);
-        let (before, shred) = reported.get(cold.reported);
-        let delta = [0, 1].map(|side| hot.total[side].since(before[side]));
         hot.set(bit::DELTA_OPEN, false);
         if end.is_none() {
             cold.reported = reported.set(cold.reported, (hot.total, shred + 1));
         } else {
             reported.release(std::mem::replace(&mut cold.reported, NONE));
         }
-        let mac = |side: usize| hot.has(bit::HAS_MAC).then_some(cold.macs[side]);
-        FlowEvent {
-            flow_id: cold.id,
-            shred,
-            key: hot.key,
-            orig_is_a: hot.has(bit::ORIG_IS_A),
-            timestamp_ns: hot.end_ns.saturating_add(idle_ns),
-            start_ns: cold.start_ns,
-            end_ns: hot.end_ns,
-            idle_ns,
-            delta,
-            total: hot.total,
-            end,
-            conn_state: conn_state(hot, cold),
-            history: cold.history,
-            tcp_flags: hot.tcp_flags,
-            macs: [mac(0), mac(1)],
-            vlans: cold.vlans,
-            rtt_ns: cold.tcp.rtt_ns(),
-            retransmits: cold.tcp.retransmits(),
-        }
+        event
+    }
+}
+
+/// A flow as it is at `now`, on the source's clock: the delta is the total.
+pub(super) fn describe(hot: &Hot, cold: &Cold, now: u64) -> FlowEvent {
+    let idle_ns = now.saturating_sub(hot.last_clock);
+    let mac = |side: usize| hot.has(bit::HAS_MAC).then_some(cold.macs[side]);
+    FlowEvent {
+        flow_id: cold.id,
+        shred: 0,
+        key: hot.key,
+        orig_is_a: hot.has(bit::ORIG_IS_A),
+        timestamp_ns: hot.end_ns.saturating_add(idle_ns),
+        start_ns: cold.start_ns,
+        end_ns: hot.end_ns,
+        idle_ns,
+        delta: hot.total,
+        total: hot.total,
+        end: None,
+        conn_state: conn_state(hot, cold),
+        history: cold.history,
+        tcp_flags: hot.tcp_flags,
+        macs: [mac(0), mac(1)],
+        vlans: cold.vlans,
+        rtt_ns: cold.tcp.rtt_ns(),
+        retransmits: cold.tcp.retransmits(),
+        silenced: hot.is_silenced(),
     }
 }
 

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use sha1::{Digest, Sha1};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use super::answers::Answered;
 use super::passive::Names;
-use super::{dns, tls};
+use super::tls;
 use crate::event::{
     About, Answer, App, Certificate, Content, Dhcp, Dns, FlowEvent, Http, Note, NoteKind, Ssh, Tag,
     Tls, fields, number,
 };
-use crate::packet::Addr;
 
 /// Flows whose content is kept; a flow with names takes about 1 KB.
 const FLOWS: usize = 131_072;
@@ -24,9 +24,6 @@ const FLOWS: usize = 131_072;
 const NAMES: usize = 65_536;
 /// Answers kept of a flow.
 const ANSWERS: usize = 32;
-/// Aliases followed in one answer.
-const ALIASES: usize = 16;
-
 /// Requests of a flow that wait for their response.
 const REQUESTS: usize = 8;
 
@@ -116,74 +113,25 @@ impl Collector {
         } else {
             self.flows.get(&e.flow_id)
         };
-        About { content, src_name, dst_name }
+        About { content, src_name, dst_name, journal: None }
     }
 
-    /// Learns names from an answer: the name asked for is the name of every address that its
-    /// aliases lead to. mDNS answers without a question; there the owner is the name.
+    /// Learns names from an answer.
     fn learn(&mut self, note: &Note, bytes: &[u8]) {
-        let (mut flags, mut app) = (0, None);
-        let mut asked: Option<&[u8]> = None;
-        let mut reached: Vec<&[u8]> = Vec::new();
-        for (tag, value) in fields(bytes) {
-            match tag {
-                Tag::App => app = value.first().and_then(|&n| App::of(n)),
-                Tag::DnsFlags => flags = number(value),
-                Tag::Query if asked.is_none() => asked = value.get(2..),
-                Tag::Answer => {
-                    let Some(answer) = Answer::read(value) else { continue };
-                    let alias = matches!(answer.kind, dns::kind::CNAME | dns::kind::DNAME);
-                    let here = asked == Some(answer.owner) || reached.contains(&answer.owner);
-                    if alias && here && reached.len() < ALIASES {
-                        reached.push(answer.text);
-                    }
-                }
-                _ => {}
-            }
-        }
-        let told_to_all = app == Some(App::Mdns);
-        // An answer, without an error, from the side that was asked.
-        let good = flags & 0x8000 != 0 && flags & 15 == 0;
-        if !good || (note.side == 0 && !told_to_all) || matches!(app, Some(App::Nbns)) {
-            return;
-        }
-        let v6 = note.key.is_v6();
-        let orig: Addr = if note.orig_is_a { note.key.a } else { note.key.b };
-        let asker = (!told_to_all).then(|| orig.ip(v6));
+        let Some(answered) = Answered::of(note, bytes) else { return };
         let mut name: Option<Arc<str>> = None;
-        for (tag, value) in fields(bytes) {
-            let Some((ttl, owner, address)) =
-                (tag == Tag::Address).then(|| address(value)).flatten()
-            else {
-                continue;
-            };
-            let of = match asked {
-                Some(asked) if !told_to_all => {
-                    if owner != asked && !reached.contains(&owner) {
-                        continue;
-                    }
-                    asked
-                }
-                _ => owner,
-            };
+        for (of, ttl, address) in answered.addresses() {
             let known = name.as_ref().filter(|n| n.as_bytes() == of).cloned();
             let of = known.unwrap_or_else(|| String::from_utf8_lossy(of).into());
-            self.names.learn(asker, &of, address, note.timestamp_ns, ttl);
+            self.names.learn(answered.asker, &of, address, note.timestamp_ns, ttl);
             name = Some(of);
         }
     }
-}
 
-/// TTL, owner and address of [`Tag::Address`].
-fn address(value: &[u8]) -> Option<(u32, &[u8], IpAddr)> {
-    let (&[t0, t1, t2, t3, l0, l1], rest) = value.split_first_chunk()?;
-    let (owner, ip) = rest.split_at_checked(usize::from(u16::from_be_bytes([l0, l1])))?;
-    let ip = match (<[u8; 4]>::try_from(ip), <[u8; 16]>::try_from(ip)) {
-        (Ok(v4), _) => IpAddr::from(v4),
-        (_, Ok(v6)) => IpAddr::from(v6),
-        _ => return None,
-    };
-    Some((u32::from_be_bytes([t0, t1, t2, t3]), owner, ip))
+    /// The names by which `asker` knew `address` at a moment.
+    pub fn names(&self, asker: IpAddr, address: IpAddr, at: u64) -> Vec<Arc<str>> {
+        self.names.all(asker, address, at)
+    }
 }
 
 fn text(value: &[u8]) -> String {

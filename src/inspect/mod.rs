@@ -13,6 +13,7 @@
 //! [`PATIENCE`] more while a message is incomplete; DNS is read to the end of the flow. Of an IP
 //! packet in fragments the first is read.
 
+mod answers;
 mod bytes;
 pub mod collect;
 pub mod dhcp;
@@ -22,6 +23,7 @@ pub mod neighbour;
 pub mod passive;
 pub mod quic;
 mod report;
+pub mod silence;
 pub mod sniff;
 pub mod ssh;
 mod stream;
@@ -84,6 +86,7 @@ impl Lone {
             side: 0,
             vlans: self.vlans,
             macs: self.macs,
+            silenced: false,
             len: fields.len() as u32,
         }
     }
@@ -354,6 +357,7 @@ fn note(kind: NoteKind, seen: &Seen<'_>, fields: &[u8], out: &mut impl NoteSink)
         side: seen.side as u8,
         vlans: d.vlans,
         macs: d.has_mac.then_some([d.src_mac, d.dst_mac]),
+        silenced: false,
         len: fields.len() as u32,
     };
     out.push(note, fields);

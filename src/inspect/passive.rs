@@ -92,6 +92,17 @@ impl Names {
             .max_by_key(|a| (a.asker == Some(asker), a.from, &a.name, a.asker))
             .map(|a| Arc::clone(&a.name))
     }
+
+    /// All names by which `asker` knew `address` at a moment, in the order of the alphabet.
+    pub fn all(&self, asker: IpAddr, address: IpAddr, at: u64) -> Vec<Arc<str>> {
+        let answers = self.by_address.get(&address).map_or(&[][..], Vec::as_slice);
+        let valid = |a: &&Answer| a.asker == Some(asker) && a.from <= at && at <= a.until;
+        let mut names: Vec<Arc<str>> =
+            answers.iter().filter(valid).map(|a| Arc::clone(&a.name)).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
 }
 
 fn forget_oldest(answers: &mut Vec<Answer>) {

@@ -2,10 +2,12 @@
 
 use super::collect::Collector;
 use super::quic::Version;
+use super::silence::{Heard, silencers};
 use super::tls::tests::{as_message, as_records, hello, name_extension};
 use super::*;
-use crate::event::{Content, fields};
+use crate::event::{Content, Mark, fields};
 use crate::packet::{Addr, Decoded, Tuple};
+use crate::shunt::{Current, List};
 
 /// One flow that is shown packet after packet.
 struct Flow {
@@ -60,6 +62,7 @@ impl Flow {
             frame: 0,
             stream_at,
             wants: self.wants,
+            mark: Mark::default(),
         };
         self.wants = self.inspector.inspect(&seen, payload, &mut self.notes);
     }
@@ -236,6 +239,17 @@ fn a_quic_hello_over_datagrams_frames_and_coalesced_packets() {
         assert_eq!(tls.sni.as_deref(), Some("example.org"));
         assert_eq!(tls.quic_version.as_deref(), Some(version.name()));
         assert!(tls.ja4.unwrap().starts_with("q13d0203"));
+        for (name, mark) in [("example.org", Mark::Silenced), ("other.example", Mark::Open)] {
+            let list = List::read(name.as_bytes(), "test").unwrap().0;
+            let (mut silencer, _) = silencers(&Current::new(list), 1).pop().unwrap();
+            let (note, bytes) = &flow.notes[0];
+            let mut notes: Vec<(Note, Vec<u8>)> = Vec::new();
+            let silencer = Some(&mut silencer);
+            let mut heard = Heard { notes: &mut notes, silencer, mark: Mark::Plain };
+            heard.push(*note, bytes);
+            assert_eq!(heard.mark, mark, "{name}");
+            assert_eq!(notes[0].0.silenced, mark == Mark::Silenced);
+        }
         assert!(!flow.wants.any());
         flow.nothing_is_held();
     }

@@ -1,22 +1,25 @@
 //! What the journal leaves out by wish: packets that its filter does not take, and what a flow has
 //! beyond its cutoff.
 //!
-//! Works on the journal's lcore: nothing is allocated for a packet. A filter for a link type other
-//! than Ethernet is compiled when its first packet comes; where the expression cannot be asked of
-//! that link, its packets are kept.
+//! Works on the journal's lcore: nothing is allocated for a packet, but for the first of another link
+//! type than Ethernet, for which the filter is compiled.
 //!
 //! The cutoff counts a flow's bytes in both directions in a table of fixed size. A flow that was
 //! silent for a minute, is opened again by a SYN, or was pushed out by others, starts anew: the
-//! journal then keeps more than it had to, never less.
+//! journal then keeps more than it had to, never less. An alert about a host lifts the cutoff of all
+//! its flows for ten minutes from the newest packet on ([`Lifter`]).
 
+use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
+use std::net::IpAddr;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use siphasher::sip::SipHasher13;
 
 use super::index::{Key, Kind, Posting, read};
-use crate::filter::{Filter, FilterError};
-use crate::packet::{Frame, Link, tcp_flag};
+use crate::filter::{FilterError, Filters};
+use crate::packet::{Addr, Frame, Link, Tuple, tcp_flag};
 
 /// What is left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,28 +40,86 @@ pub enum Admit {
 
 /// Decides on each packet.
 pub struct Admission {
-    text: String,
-    filters: Vec<(u16, Option<Filter>)>,
+    filter: Option<Filters>,
     cutoff: Option<Cutoff>,
+    lifts: Option<Receiver<Host>>,
+    changes: Option<Receiver<Option<Filters>>>,
 }
 
-const ETHERNET: u16 = 1;
+/// Puts another filter in the place of the one there is, from any thread.
+#[derive(Clone)]
+pub struct Changer(Sender<Option<Filters>>);
+
+impl Changer {
+    /// From soon on this expression decides.
+    ///
+    /// # Errors
+    /// It does not compile, or the change before is not in place yet.
+    pub fn change(&self, expression: &str) -> Result<(), String> {
+        let filter = Filters::new(WHAT, &[expression]).map_err(|e| e.to_string())?;
+        let late = |_| "the one before is not in place yet; try again".to_owned();
+        self.0.try_send(filter).map_err(late)
+    }
+}
+
+/// What the log calls it.
+const WHAT: &str = "the journal's filter";
+
+/// An address and whether it is of IPv6.
+type Host = (Addr, bool);
+
+/// Lifts the cutoff of single hosts, from any thread.
+#[derive(Clone, Debug)]
+pub struct Lifter(Sender<Host>);
+
+impl Lifter {
+    /// From now on this host's packets are kept whole for a while.
+    pub fn lift(&self, host: IpAddr) {
+        let host = match host {
+            IpAddr::V4(ip) => (Addr::v4(ip.octets()), false),
+            IpAddr::V6(ip) => (Addr::v6(ip.octets()), true),
+        };
+        // More at once than are told apart below: the next alert tries again.
+        let _ = self.0.try_send(host);
+    }
+}
 
 impl Admission {
     pub fn new(rules: &Rules) -> Result<Self, FilterError> {
-        let mut filters = Vec::with_capacity(8);
-        if !rules.filter.trim().is_empty() {
-            let filter = Filter::compile(&rules.filter, ETHERNET)?;
-            filters.push((ETHERNET, Some(filter).filter(|f| !f.takes_all())));
-        }
+        let filter = Filters::new(WHAT, &[&rules.filter])?;
         let cutoff = rules.cutoff.map(Cutoff::new);
-        Ok(Self { text: rules.filter.trim().to_owned(), filters, cutoff })
+        Ok(Self { filter, cutoff, lifts: None, changes: None })
+    }
+
+    /// What changes the filter.
+    pub fn changer(&mut self) -> Changer {
+        let (changer, changes) = bounded(1);
+        self.changes = Some(changes);
+        Changer(changer)
+    }
+
+    /// What lifts the cutoff; `None` if there is none.
+    pub fn lifter(&mut self) -> Option<Lifter> {
+        self.cutoff.as_ref()?;
+        let (lifter, lifts) = bounded(LIFTED);
+        self.lifts = Some(lifts);
+        Some(Lifter(lifter))
+    }
+
+    /// What is done between bursts: takes in what was lifted, and another filter.
+    pub fn tend(&mut self) {
+        if let Some(filter) = self.changes.as_ref().and_then(|c| c.try_recv().ok()) {
+            self.filter = filter;
+        }
+        if let (Some(lifts), Some(cutoff)) = (&self.lifts, &mut self.cutoff) {
+            lifts.try_iter().for_each(|host| cutoff.lift(host));
+        }
     }
 
     /// How much of a packet is kept, if any.
     #[inline]
     pub fn admit(&mut self, link: u16, timestamp_ns: u64, wire_len: u32, data: &[u8]) -> Admit {
-        if !self.text.is_empty() && !self.takes(link, wire_len, data) {
+        if self.filter.as_mut().is_some_and(|f| !f.take(link, wire_len, data)) {
             return Admit::Filtered;
         }
         match &mut self.cutoff {
@@ -74,30 +135,15 @@ impl Admission {
             cutoff.count();
         }
     }
-
-    #[inline]
-    fn takes(&mut self, link: u16, wire_len: u32, data: &[u8]) -> bool {
-        match self.filters.iter().find(|(l, _)| *l == link) {
-            Some((_, filter)) => filter.as_ref().is_none_or(|f| f.matches(data, wire_len)),
-            None => self.compile(link).is_none_or(|f| f.matches(data, wire_len)),
-        }
-    }
-
-    #[cold]
-    fn compile(&mut self, link: u16) -> Option<&Filter> {
-        let filter = Filter::compile(&self.text, link);
-        if let Err(e) = &filter {
-            tracing::warn!("the journal's filter does not fit link type {link} ({e}); all is kept");
-        }
-        self.filters.push((link, filter.ok()));
-        self.filters.last()?.1.as_ref()
-    }
 }
 
 const SETS: usize = 1 << 14;
 const WAYS: usize = 4;
 /// A flow that was silent for so long starts anew.
 const SILENT_NS: u64 = 60_000_000_000;
+/// Hosts whose cutoff is lifted at once, and for how long after an alert.
+const LIFTED: usize = 1024;
+const LIFT_NS: u64 = 600_000_000_000;
 
 #[derive(Clone, Copy, Default)]
 struct Count {
@@ -114,6 +160,9 @@ struct Cutoff {
     posting: Box<Posting>,
     /// Set, way and new count of the packet that is being decided.
     pending: Option<(usize, usize, Count)>,
+    /// Hosts whose packets are kept whole, and until when.
+    lifted: HashMap<Host, u64>,
+    newest_ns: u64,
 }
 
 impl Cutoff {
@@ -125,12 +174,30 @@ impl Cutoff {
             sets: vec![[Count::default(); WAYS]; SETS].into(),
             posting: Box::default(),
             pending: None,
+            lifted: HashMap::with_capacity(LIFTED),
+            newest_ns: 0,
         }
+    }
+
+    fn lift(&mut self, host: Host) {
+        if self.lifted.len() >= LIFTED
+            && !self.lifted.contains_key(&host)
+            && let Some(first) = self.lifted.iter().min_by_key(|l| *l.1).map(|l| *l.0)
+        {
+            self.lifted.remove(&first);
+        }
+        self.lifted.insert(host, self.newest_ns.saturating_add(LIFT_NS));
+    }
+
+    fn is_lifted(&self, timestamp_ns: u64, t: &Tuple) -> bool {
+        let is = |addr| self.lifted.get(&(addr, t.v6)).is_some_and(|until| timestamp_ns <= *until);
+        !self.lifted.is_empty() && (is(t.src) || is(t.dst))
     }
 
     /// Bytes of the packet to keep: all while the flow is below its limit, then its headers.
     fn keep(&mut self, link: u16, timestamp_ns: u64, wire_len: u32, data: &[u8]) -> usize {
         self.pending = None;
+        self.newest_ns = self.newest_ns.max(timestamp_ns);
         let link = Link::from_number(link);
         read(&Frame { data, wire_len, wire_len_known: true, link }, &mut self.posting);
         let d = &self.posting.decoded;
@@ -150,7 +217,11 @@ impl Cutoff {
             .map_or(0, |c| c.bytes);
         let count = Count { hash, bytes: before + u64::from(wire_len), last_ns: timestamp_ns };
         self.pending = Some((at, way, count));
-        if before < self.limit { data.len() } else { data.len().min(d.payload_at as usize) }
+        if before < self.limit || self.is_lifted(timestamp_ns, &d.tuple) {
+            data.len()
+        } else {
+            data.len().min(d.payload_at as usize)
+        }
     }
 
     fn count(&mut self) {
@@ -202,6 +273,35 @@ mod tests {
         for _ in 0..10 {
             assert_eq!(admission.admit(1, 9, 400, &udp(77, 358)), Admit::Keep(400));
         }
+    }
+
+    #[test]
+    fn an_alert_lifts_the_cutoff_of_a_host_for_a_while() {
+        let rules = Rules { filter: String::new(), cutoff: Some(0) };
+        let mut admission = Admission::new(&rules).unwrap();
+        let lifter = admission.lifter().unwrap();
+        let data = udp(9, 358);
+        let (whole, cut) = (Admit::Keep(400), Admit::Keep(42));
+        assert_eq!(admission.admit(1, 5, 400, &data), cut);
+        lifter.lift("203.0.113.9".parse().unwrap());
+        admission.tend();
+        assert_eq!(admission.admit(1, 6, 400, &data), cut, "it is another host");
+        // The frame's receiver; what counts is when the lcore hears of it.
+        lifter.lift("10.0.0.2".parse().unwrap());
+        assert_eq!(admission.admit(1, 7, 400, &data), cut);
+        admission.tend();
+        assert_eq!(admission.admit(1, 8, 400, &data), whole);
+        assert_eq!(admission.admit(1, 7 + LIFT_NS, 400, &data), whole);
+        assert_eq!(admission.admit(1, 8 + LIFT_NS, 400, &data), cut, "it is over");
+        // However many are lifted, the last ones are.
+        for n in 0..2 * LIFTED as u32 {
+            lifter.lift(std::net::Ipv4Addr::from(n).into());
+            admission.tend();
+        }
+        lifter.lift("10.0.0.1".parse().unwrap());
+        admission.tend();
+        assert_eq!(admission.admit(1, 9 + LIFT_NS, 400, &data), whole);
+        assert!(admission.cutoff.unwrap().lifted.len() <= LIFTED);
     }
 
     #[test]

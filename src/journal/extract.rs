@@ -86,10 +86,10 @@ impl<W: Write> Output<W> {
                 State::Pcap(PcapWriter::with_header(to, header)?, link)
             }
             Format::Pcapng => {
-                let by = concat!("malakocut ", env!("CARGO_PKG_VERSION"));
+                let by = format!("malakocut {}", crate::VERSION);
                 let section = SectionHeaderBlock {
                     endianness: Endianness::Little,
-                    options: vec![SectionHeaderOption::UserApplication(Cow::Borrowed(by))],
+                    options: vec![SectionHeaderOption::UserApplication(Cow::Owned(by))],
                     ..SectionHeaderBlock::default()
                 };
                 State::Pcapng(PcapNgWriter::with_section_header(to, section)?, Vec::new())

@@ -10,11 +10,21 @@ use dpdk::mbuf::free_burst;
 use dpdk::{BURST, Burst, Mbuf};
 use rtrb::{Consumer, Producer, RingBuffer};
 
+use super::places::Progress;
+
 /// A way for as many packets as its ring holds.
 pub fn handover(packets: usize) -> (Giver, Taker) {
     let (ring, input) = RingBuffer::new(packets);
     let lost = Arc::new(Lost::default());
-    let taker = Taker { input, lost: Arc::clone(&lost), seen: 0, taken_ns: 0, checked_ns: 0 };
+    let taker = Taker {
+        input,
+        lost: Arc::clone(&lost),
+        seen: 0,
+        taken: 0,
+        taken_ns: 0,
+        checked_ns: 0,
+        progress: Progress::default(),
+    };
     (Giver { ring, lost }, taker)
 }
 
@@ -63,8 +73,10 @@ pub struct Taker {
     input: Consumer<Mbuf>,
     lost: Arc<Lost>,
     seen: u64,
+    taken: u64,
     taken_ns: u64,
     checked_ns: u64,
+    progress: Progress,
 }
 
 /// Packets that a worker dropped, and between which times.
@@ -84,6 +96,7 @@ impl Taker {
         let n = self.input.slots().min(BURST - packets.len());
         if let Ok(chunk) = self.input.read_chunk(n) {
             packets.extend(chunk);
+            self.taken += n as u64;
         }
         // Another core wrote them.
         packets.iter().for_each(Mbuf::prefetch);
@@ -104,8 +117,26 @@ impl Taker {
         (new > 0).then(|| Loss { packets: new, from_ns: from_ns.min(to_ns), to_ns })
     }
 
+    /// Says that all is done but for so many of the packets that were taken.
+    #[inline]
+    pub(super) fn done_but(&self, waiting: usize) {
+        self.progress.set(self.taken + self.seen - waiting as u64);
+    }
+
+    /// How far the journal is with this worker's packets.
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
+    }
+
     /// Packets in the ring.
     pub fn waiting(&self) -> usize {
         self.input.slots()
+    }
+}
+
+impl Drop for Taker {
+    /// Whatever ended the journal, nobody has to wait for it.
+    fn drop(&mut self) {
+        self.progress.set(u64::MAX);
     }
 }

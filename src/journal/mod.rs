@@ -23,6 +23,7 @@ pub mod index;
 mod keeper;
 pub mod live;
 pub mod pcap;
+pub mod places;
 pub mod query;
 pub mod recover;
 pub mod retention;
@@ -32,6 +33,7 @@ pub mod writer;
 
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,11 +46,12 @@ use rustix::fs::{FlockOperation, flock};
 
 pub use handover::{Giver, Taker, handover};
 pub use keeper::Indexes;
+pub use places::{Places, Progress};
 pub use scribe::Scribe;
 
 use crate::filter::FilterError;
 use crate::status::{Counters, JournalBoard, JournalStatus, Published};
-use admit::{Admission, Rules};
+use admit::{Admission, Changer, Lifter, Rules};
 use disk::RealDisk;
 use index::{IndexBuilder, IndexError, IndexKey};
 use keeper::Keeper;
@@ -128,6 +131,7 @@ pub struct Handle {
     monitor: Monitor,
     is_live: Arc<AtomicBool>,
     live: Arc<Live>,
+    directory: PathBuf,
     _lock: Lock,
 }
 
@@ -137,6 +141,8 @@ pub struct Monitor {
     counters: Arc<Published>,
     board: Arc<JournalBoard>,
     signals: Arc<Signals>,
+    lifter: Option<Lifter>,
+    changer: Changer,
 }
 
 impl Monitor {
@@ -146,6 +152,22 @@ impl Monitor {
 
     pub fn status(&self) -> JournalStatus {
         self.board.load(self.signals.newest_ns.load(Ordering::Relaxed))
+    }
+
+    /// What the journal keeps from now on, in the syntax of pcap-filter.
+    ///
+    /// # Errors
+    /// It does not compile, or the change before is not in place yet.
+    pub fn filter(&self, expression: &str) -> Result<(), String> {
+        self.changer.change(expression)
+    }
+
+    /// There is an alert about a host: what it sends and gets is kept whole for a while, cutoff or
+    /// not.
+    pub fn alerted(&self, host: IpAddr) {
+        if let Some(lifter) = &self.lifter {
+            lifter.lift(host);
+        }
     }
 }
 
@@ -170,6 +192,10 @@ impl Handle {
         self.monitor.clone()
     }
 
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// The segments that are not sealed yet.
     pub fn live(&self) -> Arc<Live> {
         Arc::clone(&self.live)
@@ -178,7 +204,7 @@ impl Handle {
 
 /// Starts the journal's threads; the scribe goes to the journal's lcore.
 pub fn start(config: JournalConfig) -> Result<(Scribe, Handle), JournalError> {
-    let admission = Admission::new(&config.rules)?;
+    let mut admission = Admission::new(&config.rules)?;
     let directory = config.directory.clone();
     let fail = |source| JournalError::Directory { path: directory.clone(), source };
     fs::create_dir_all(&directory).map_err(fail)?;
@@ -242,8 +268,9 @@ pub fn start(config: JournalConfig) -> Result<(Scribe, Handle), JournalError> {
         builders: builders_rx,
         signals: Arc::clone(&signals),
     };
+    let (lifter, changer) = (admission.lifter(), admission.changer());
     let rotation = Rotation { size: config.rotate_size, age: Some(ROTATE_AGE) };
     let scribe = Scribe::new(Stage::new(exchange, rotation, BUFFERS), admission);
-    let monitor = Monitor { counters, board, signals };
-    Ok((scribe, Handle { writer, keeper, monitor, is_live, live, _lock: lock }))
+    let monitor = Monitor { counters, board, signals, lifter, changer };
+    Ok((scribe, Handle { writer, keeper, monitor, is_live, live, directory, _lock: lock }))
 }

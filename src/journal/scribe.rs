@@ -10,6 +10,7 @@ use dpdk::{Burst, Mbuf};
 use super::admit::{Admission, Admit};
 use super::block::GapReason;
 use super::handover::Taker;
+use super::places::{Places, places};
 use super::stage::Stage;
 use crate::status::{Counter, Counters, Turn};
 
@@ -51,6 +52,13 @@ impl Scribe {
         self.rings.push(Ring { input, taken: Burst::new(), used: 0 });
     }
 
+    /// Tells where flows begin from now on.
+    pub fn tell_places(&mut self) -> Places {
+        let (births, places) = places();
+        self.stage.tell_births(births);
+        places
+    }
+
     /// For a source that waits for us: wait for a slow disk instead of dropping and counting, and
     /// do not end files by age, since time passes as fast as the source can be read.
     pub fn wait_for_disk(&mut self, waits: bool) {
@@ -62,6 +70,7 @@ impl Scribe {
 
     /// Takes what the rings hold and merges it by time into the staging buffers.
     pub fn turn(&mut self) -> Turn {
+        self.admission.tend();
         let mut taken = 0;
         let mut ended = true;
         for ring in &mut self.rings {
@@ -76,11 +85,14 @@ impl Scribe {
             }
             taken += ring.taken.len() - ring.used;
         }
-        while let Some((n, until)) = self.oldest() {
-            if !self.append(n, until) {
-                self.stage.tend(Instant::now());
-                return Turn::Idle;
-            }
+        let mut must_wait = false;
+        while !must_wait && let Some((n, until)) = self.oldest() {
+            must_wait = !self.append(n, until);
+        }
+        self.rings.iter().for_each(|r| r.input.done_but(r.taken.len() - r.used));
+        if must_wait {
+            self.stage.tend(Instant::now());
+            return Turn::Idle;
         }
         if ended {
             self.stage.end_all();
@@ -152,6 +164,9 @@ impl Scribe {
                 return true;
             }
         };
+        if self.waits && self.stage.is_telling_too_much() {
+            return false;
+        }
         // A driver may know less of the length on the wire than came.
         let wire_len = meta.wire_len.max(packet.len());
         if self.stage.append(meta.link, ns, wire_len, data).is_ok() {

@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use diskio::{Filled, Filler};
+use rtrb::Producer;
 
 use super::block::{Gap, GapReason};
 use super::index::{IndexBuilder, OpenIndex};
 use super::pcap::{self, RecordHeader};
+use super::places::Birth;
+use crate::event::Place;
 use crate::packet::{Frame, Link};
 
 /// Link types with an open segment at once; with more, the one that was quiet longest is ended.
@@ -89,6 +92,7 @@ pub struct Stage {
     rotation: Rotation,
     gaps: [Option<(Gap, Instant)>; 2],
     newest_ns: u64,
+    births: Option<Producer<Birth>>,
 }
 
 struct Lane {
@@ -121,7 +125,19 @@ impl Stage {
             rotation,
             gaps: [None; 2],
             newest_ns: 0,
+            births: None,
         }
+    }
+
+    /// Tells where flows begin, as long as there is room.
+    pub fn tell_births(&mut self, births: Producer<Birth>) {
+        self.births = Some(births);
+    }
+
+    /// There is no room to tell where the next flow begins.
+    #[inline]
+    pub fn is_telling_too_much(&self) -> bool {
+        self.births.as_ref().is_some_and(|b| b.is_full() && !b.is_abandoned())
     }
 
     /// Ends segments by packet time and by the clock, or not.
@@ -156,7 +172,11 @@ impl Stage {
         }
         // The index before the bytes: who sees the bytes can find them.
         let frame = Frame { data, wire_len: header.wire, wire_len_known: true, link: lane.read_as };
-        lane.index.add(lane.len, &frame, timestamp_ns);
+        let begins = lane.index.add(lane.len, &frame, timestamp_ns);
+        if let (Some(flow_id), Some(births)) = (begins, &mut self.births) {
+            let place = Place { segment: lane.number, offset: lane.len };
+            let _ = births.push(Birth { flow_id, place });
+        }
         lane.len += size as u64;
         lane.filler.publish();
         lane.quiet = 0;

@@ -115,6 +115,11 @@ impl FlowKey {
         (self.rest >> 8) as u8
     }
 
+    /// Whether the protocol has ports.
+    pub fn has_ports(&self) -> bool {
+        matches!(self.proto(), proto::TCP | proto::UDP | proto::SCTP)
+    }
+
     pub fn is_v6(&self) -> bool {
         self.rest & V6 != 0
     }

@@ -7,9 +7,12 @@
 //! then losses are counted for the last time, ports stop, and interfaces are put back.
 
 mod desk;
+mod front;
 mod health;
 pub(crate) mod inputs;
 mod plan;
+mod quiet;
+mod reload;
 mod service;
 mod summary;
 
@@ -22,9 +25,12 @@ use std::time::{Duration, Instant};
 
 use dpdk::lcore::{self, Lcore, Thread};
 use rtrb::RingBuffer;
+use tokio::sync::oneshot;
 
+use crate::api::{Api, ApiError};
 use crate::capture::{Complaint, OpenError, Source, Steer};
 use crate::config::{Config, Idle, SourceConfig, SummaryFormat};
+use crate::control::{Ask, Reloaded};
 use crate::detect::watch::{self, Watched, Watches};
 use crate::detect::{Class, Verdict};
 use crate::doctor::Look;
@@ -33,15 +39,20 @@ use crate::event::{About, EventWriter, FlowEvent, Note};
 use crate::export::{
     self, EveLog, ExportConfig, ExportError, Exports, FlowLog, OpenLogError, Rotation,
 };
+use crate::filter::{FilterError, Filters};
 use crate::flow::{FlowTable, Timeouts};
 use crate::inspect::collect::Heard;
 use crate::journal::{self, JournalConfig, JournalError, Scribe, retention};
+use crate::shunt::{Blocklist, ListError};
 use crate::status::{Counter, Counters, Group, Published};
 use crate::worker::{Input, LcoreReport, Machine, Rest, Shared, Task, Worker};
 use desk::Desk;
+use front::Front;
 use health::Health;
 use inputs::{Inputs, Prepared, Queues, Started};
 use plan::Plan;
+use quiet::Quiet;
+use reload::Changeable;
 use service::Service;
 use summary::{Highlights, Summary};
 
@@ -66,6 +77,10 @@ pub enum RunError {
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
+    Blocklist(#[from] ListError),
+    #[error("the capture filter: {0}")]
+    Filter(#[from] FilterError),
+    #[error(transparent)]
     Dpdk(#[from] dpdk::Error),
     #[error(transparent)]
     Log(#[from] OpenLogError),
@@ -73,6 +88,8 @@ pub enum RunError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Export(#[from] ExportError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
     #[error("the CPUs of this process could not be read: {0}")]
     Affinity(std::io::Error),
     #[error("signals could not be set up: {0}")]
@@ -94,6 +111,8 @@ pub enum Outcome {
 pub fn run(config: &Config) -> Result<Outcome, RunError> {
     let lcores = lcores(config)?;
     let prepared = Prepared::new(&config.source)?;
+    let blocklist = open_blocklist(config)?;
+    say_what_is_looked_at(config);
     let log = open_log(config)?;
     let eve = match &config.eve_log {
         Some(path) => {
@@ -109,7 +128,7 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     let outcome = std::thread::scope(|scope| {
         let run = || {
             service::give_up_capabilities();
-            attended(config, &lcores, started, stop, (log, eve))
+            attended(config, &lcores, started, stop, blocklist, (log, eve))
         };
         let builder = std::thread::Builder::new().name("control".into());
         let control = builder.spawn_scoped(scope, run).map_err(RunError::Control)?;
@@ -125,6 +144,7 @@ fn attended(
     lcores: &[Lcore],
     started: Started,
     mut stop: Stop,
+    blocklist: Option<Arc<Blocklist>>,
     (log, eve): (Option<FlowLog>, Option<EveLog>),
 ) -> Result<Outcome, RunError> {
     if config.journal {
@@ -150,17 +170,32 @@ fn attended(
         sensor: &config.sensor,
         waits: is_file(config),
     })?;
-    let mut running = Running::start(config, lcores, started, journal)?;
+    let (house, front) = Front::open(config);
+    // Dropped last: it answers until everything has ended.
+    let _api = Api::start(&config.api, house, journal.as_ref().map(|(_, handle)| handle))?;
+    // Only then it matters where flows begin in the journal.
+    let reports = log.is_some() || exports.is_some();
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
     let debug = config.debug;
     let live = !is_file(config);
     let data = live.then(|| config.data_dir.clone());
     let health = Health::new(config.source.interface(), data);
-    let mut outputs =
-        Outputs { log, exports, eve, highlights, health, debug, failed: false, latest_ns: 0 };
+    let mut outputs = Outputs {
+        log,
+        exports,
+        eve,
+        front,
+        highlights,
+        health,
+        debug,
+        failed: false,
+        latest_ns: 0,
+    };
+    let mut running =
+        Running::start(config, lcores, started, journal, blocklist, reports, &mut outputs.front)?;
     let begun = Instant::now();
-    running.attend(config, &mut stop, &mut outputs);
+    running.attend(&mut stop, &mut outputs);
     Ok(running.finish(config, outputs, &mut stop, begun))
 }
 
@@ -189,6 +224,27 @@ fn open_log(config: &Config) -> Result<Option<FlowLog>, RunError> {
     let view = export::file_view(&settings.fields)?;
     let log = FlowLog::open(path, EventWriter::new(&config.sensor))?;
     Ok(Some(log.with(rotation, view)))
+}
+
+fn open_blocklist(config: &Config) -> Result<Option<Arc<Blocklist>>, RunError> {
+    let Some(path) = &config.blocklist else { return Ok(None) };
+    let blocklist = Blocklist::open(path)?;
+    quiet::say(&blocklist, &blocklist.loaded());
+    Ok(Some(Arc::new(blocklist)))
+}
+
+fn say_what_is_looked_at(config: &Config) {
+    let rules = &config.capture;
+    let text = if rules.expression.is_empty() { "every packet" } else { &rules.expression };
+    if !rules.given.is_empty() {
+        tracing::info!("telemetry and journal see what {} takes: {text}", rules.given);
+    }
+    if let Some(unused) = &rules.unused {
+        tracing::warn!("{unused} is not used: {} beats it", rules.given);
+    }
+    if rules.exclude_web {
+        tracing::info!("telemetry and journal do not see ports 80 and 443 (--exclude-web)");
+    }
 }
 
 fn say_what_is_journaled(config: &Config) {
@@ -266,6 +322,8 @@ struct Running {
     lcores: Vec<(u32, Thread<LcoreReport>, Arc<Published>)>,
     desk: Desk,
     watches: Option<Watches>,
+    quiet: Option<Quiet>,
+    changeable: Changeable,
     journal: Option<journal::Handle>,
     shared: Arc<Shared>,
     workers: usize,
@@ -277,34 +335,61 @@ impl Running {
         lcores: &[Lcore],
         started: Started,
         journal: Option<(Scribe, journal::Handle)>,
+        blocklist: Option<Arc<Blocklist>>,
+        reports: bool,
+        front: &mut Front,
     ) -> Result<Self, RunError> {
         let Started { eal, inputs, queues } = started;
         let (queue_count, spread) = queues.shape();
-        let plan = Plan::new(lcores.len(), queue_count, spread, journal.is_some());
+        // What a name silences must be known before the next packet; only one worker's order of a
+        // capture is the capture's own.
+        let together = blocklist.is_some() && is_file(config);
+        let most = if together { 1 + usize::from(journal.is_some()) } else { usize::MAX };
+        let plan = Plan::new(lcores.len().min(most), queue_count, spread, journal.is_some());
+        front.assign(&plan, lcores.len());
         let (mut scribe, journal) = journal.unzip();
         let mut tasks: Vec<Vec<Task>> = lcores.iter().map(|_| Vec::new()).collect();
         let mut links = Vec::new();
         let inputs_of_workers = deal_inputs(queues, &plan, &mut tasks);
         let waits = inputs_of_workers.iter().all(Input::waits);
-        let mut desk = Desk::new(!waits);
+        let mut desk = Desk::new(!waits, &config.sensor);
+        if let Some(scribe) = scribe.as_mut().filter(|_| reports) {
+            desk.look_up(scribe.tell_places());
+        }
         let workers = plan.workers.len();
         let flows = config.max_flows.div_ceil(workers);
         let timeouts = Timeouts {
             idle_ns: config.idle_timeout.as_nanos() as u64,
             active_ns: config.active_timeout.as_nanos() as u64,
         };
+        let (quiet, silencers) = blocklist.map(|list| Quiet::new(list, workers)).unzip();
+        let mut silencers = silencers.unwrap_or_default().into_iter();
+        let mut filters = Vec::new();
         for (input, &at) in inputs_of_workers.into_iter().zip(&plan.workers) {
             let table = FlowTable::new(flows, timeouts, seed(), Machine);
             let (event_tx, event_rx) = RingBuffer::new(EVENT_RING);
-            let giver = scribe.as_mut().map(|scribe| {
-                let (tx, rx) = journal::handover(JOURNAL_RING);
-                scribe.attach(rx);
-                tx
-            });
+            let (giver, progress) = scribe
+                .as_mut()
+                .map(|scribe| {
+                    let (tx, rx) = journal::handover(JOURNAL_RING);
+                    let progress = rx.progress();
+                    scribe.attach(rx);
+                    (tx, progress)
+                })
+                .unzip();
             let mut worker = Worker::new(input, table, event_tx, giver);
-            if let Some(reading) = desk.join(event_rx, config.inspect_packets, flows) {
+            let progress = progress.filter(|_| reports);
+            if let Some(reading) = desk.join(event_rx, progress, config.inspect_packets, flows) {
                 worker.read_payloads(reading);
             }
+            worker.show_flows(desk.peek());
+            if let Some(silencer) = silencers.next() {
+                worker.silence(silencer);
+            }
+            let filter = Filters::new(reload::CAPTURE_FILTER, &config.capture.expressions())?;
+            let (others, others_rx) = RingBuffer::new(1);
+            worker.filter(filter, others_rx);
+            filters.push(others);
             if !waits {
                 worker.look(Look::new(inputs.macs()));
             }
@@ -342,16 +427,29 @@ impl Running {
         }
         let watches =
             (!links.is_empty()).then(|| Watches::new(config.watch.clone(), links, seed()));
-        Ok(Self { inputs, lcores: threads, desk, watches, journal, shared, workers })
+        let changeable = Changeable::new(config, filters);
+        Ok(Self {
+            inputs,
+            lcores: threads,
+            desk,
+            watches,
+            quiet,
+            changeable,
+            journal,
+            shared,
+            workers,
+        })
     }
 
     /// Takes events in until every lcore has ended.
-    fn attend(&mut self, config: &Config, stop: &mut Stop, outputs: &mut Outputs) {
+    fn attend(&mut self, stop: &mut Stop, outputs: &mut Outputs) {
         let mut pause = PAUSE;
         let begun = Instant::now();
         let mut tick = begun;
         let (mut ticks, mut lost) = (0u32, 0);
         let mut service = Service::new();
+        let counters = self.counters();
+        self.publish(&counters, outputs);
         service.ready();
         loop {
             if stop.is_wanted() && !self.shared.stop.swap(true, Ordering::Relaxed) {
@@ -364,12 +462,22 @@ impl Running {
             }
             // Asked before the rings are emptied: nothing comes after the end.
             let ended = self.lcores.iter().all(|(_, thread, _)| thread.is_finished());
+            self.hear(outputs, &service);
             let mut taken = self.desk.take(ended, outputs);
             if stop.hang_up.swap(false, Ordering::Relaxed) {
-                service.reloading(|| outputs.reload(config));
+                service.reloading(|| self.reload(outputs, None));
             }
             if let Some(watches) = &mut self.watches {
-                taken += watches.attend(|watched, verdict| outputs.verdict(watched, verdict));
+                let journal = self.journal.as_ref();
+                taken += watches.attend(|watched, verdict| {
+                    // Before the alert can be seen: from then on the host's packets are whole.
+                    if let Some(journal) = journal
+                        && verdict.findings.iter().any(|f| f.class.is_alarm())
+                    {
+                        journal.monitor().alerted(watched.scope.host.ip());
+                    }
+                    outputs.verdict(watched, verdict);
+                });
             }
             if ended && taken == 0 {
                 break;
@@ -387,6 +495,10 @@ impl Running {
                 }
                 outputs.flush();
                 warn_of_losses(&counters, &mut lost);
+                self.publish(&counters, outputs);
+                if let Some(quiet) = &mut self.quiet {
+                    quiet.attend(self.desk.collector());
+                }
                 if !self.is_well(&counters, &mut service, outputs) {
                     tracing::error!(
                         "it does not end; giving up. What the journal calls safe is safe"
@@ -401,7 +513,34 @@ impl Running {
                 pause = PAUSE;
             }
         }
+        if let Some(quiet) = &mut self.quiet {
+            quiet.attend(self.desk.collector());
+        }
         outputs.flush();
+    }
+
+    /// Answers what is asked, or has it answered.
+    fn hear(&mut self, outputs: &mut Outputs, service: &Service) {
+        while let Some(ask) = outputs.front.reception.next() {
+            match ask {
+                Ask::Flows(query, to) => self.desk.ask(query, to),
+                Ask::Reload(to) => service.reloading(|| self.reload(outputs, Some(to))),
+            }
+        }
+    }
+
+    fn reload(&mut self, outputs: &mut Outputs, to: Option<oneshot::Sender<Reloaded>>) {
+        let journal = self.journal.as_ref().map(journal::Handle::monitor);
+        self.changeable.reload(outputs, journal.as_ref(), self.quiet.as_ref(), to);
+    }
+
+    fn publish(&self, counters: &Counters, outputs: &mut Outputs) {
+        let lcores = self.lcores.iter();
+        let lcores = lcores.map(|(id, thread, board)| (*id, !thread.is_finished(), board.load()));
+        let journal = self.journal.as_ref().map(|j| j.monitor().status());
+        let export = outputs.exports.as_ref().map(Exports::status);
+        let findings = outputs.health.findings().to_vec();
+        outputs.front.publish(counters, lcores, journal, export, findings);
     }
 
     /// Looks at everything that must not go wrong in silence; false when nothing helps any more.
@@ -451,6 +590,7 @@ impl Running {
             now.merge(&journal.monitor().counters());
         }
         now.set(Counter::FlowsForgotten, self.desk.forgotten());
+        now.set(Counter::SilencedEvents, self.desk.silenced());
         now
     }
 
@@ -492,6 +632,7 @@ impl Running {
         });
         let received = counters.get(Counter::Packets);
         counters.set(Counter::FlowsForgotten, self.desk.forgotten());
+        counters.set(Counter::SilencedEvents, self.desk.silenced());
         counters.merge(&self.inputs.finish(received));
         outputs.stats(begun, &counters);
         outputs.flush();
@@ -569,6 +710,7 @@ struct Outputs {
     log: Option<FlowLog>,
     exports: Option<Exports>,
     eve: Option<EveLog>,
+    front: Front,
     highlights: Option<Highlights>,
     health: Health,
     debug: bool,
@@ -580,13 +722,17 @@ struct Outputs {
 impl Outputs {
     fn take(&mut self, event: &FlowEvent, about: &About<'_>) {
         self.latest_ns = self.latest_ns.max(event.timestamp_ns);
+        self.front.take(event);
         self.health.flow(event);
+        if self.debug {
+            self.show(event);
+        }
+        if event.silenced {
+            return;
+        }
         self.with_eve(|eve, out| eve.flow(event, about, out));
         if let Some(highlights) = &mut self.highlights {
             highlights.add(event);
-        }
-        if self.debug {
-            self.show(event);
         }
         if let Some(log) = &mut self.log
             && let Err(e) = log.write(event, about)
@@ -623,16 +769,21 @@ impl Outputs {
 
     /// What was found in one window, so that a reader sees it at once.
     fn verdict(&mut self, watched: &Watched, verdict: &Verdict) {
-        let Some(eve) = &mut self.eve else { return };
-        let shown = |class| class != Class::Idle || watched.show_idle;
-        let mut write = || -> std::io::Result<()> {
-            for finding in verdict.findings.iter().filter(|f| shown(f.class)) {
-                // Writing to memory cannot fail.
-                eve.write(|_, out| _ = watched.eve.write(verdict, finding, out))?;
+        let mut line = Vec::new();
+        for finding in &verdict.findings {
+            line.clear();
+            // Writing to memory cannot fail.
+            let _ = watched.eve.write(verdict, finding, &mut line);
+            if finding.class.is_alarm() {
+                self.front.reception.alert(verdict.start_ns, &line);
             }
-            eve.flush()
-        };
-        if let Err(e) = write() {
+            if finding.class != Class::Idle || watched.show_idle {
+                self.with_eve(|_, out| out.extend_from_slice(&line));
+            }
+        }
+        if let Some(eve) = &mut self.eve
+            && let Err(e) = eve.flush()
+        {
             self.fail("the EVE log", &e);
         }
     }
@@ -659,37 +810,22 @@ impl Outputs {
         }
     }
 
-    /// Opens logs of the same names anew, and reads the configuration again: what it says takes
-    /// effect at the next start, what is wrong in it is better said now.
-    fn reload(&mut self, config: &Config) {
-        self.reopen();
-        match Config::from_process() {
-            Err(e) => tracing::error!("the configuration is left as it was: {e}"),
-            Ok(new) => {
-                let changed = config.differences(&new);
-                if changed.is_empty() {
-                    tracing::info!("reloaded: logs are opened anew; the configuration is the same");
-                } else {
-                    let changed = changed.join(", ");
-                    tracing::warn!(
-                        "reloaded: logs are opened anew; a restart is needed for {changed}"
-                    );
-                }
-            }
-        }
-    }
-
-    fn reopen(&mut self) {
+    /// Opens logs of the same names anew; false if one stays as it was.
+    fn reopen(&mut self) -> bool {
+        let mut all = true;
         if let Some(log) = &mut self.log
             && let Err(e) = log.reopen()
         {
             self.fail("the flow log", &e);
+            all = false;
         }
         if let Some(eve) = &mut self.eve
             && let Err(e) = eve.reopen()
         {
             self.fail("the EVE log", &e);
+            all = false;
         }
+        all
     }
 
     fn fail(&mut self, what: &str, e: &std::io::Error) {

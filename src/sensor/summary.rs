@@ -126,7 +126,10 @@ pub(super) fn one_line(e: &FlowEvent) -> String {
     let sum = |of: fn(&Counts) -> u64| e.delta.iter().map(of).sum::<u64>();
     let (packets, bytes) = (sum(|c| c.packets), human(sum(|c| c.bytes)));
     let what = e.end.map_or("goes on", EndReason::name);
-    format!("{protocol} {orig} -> {resp}  {packets} packets  {bytes}  {took}  {state}  ({what})")
+    let silenced = if e.silenced { "  silenced" } else { "" };
+    format!(
+        "{protocol} {orig} -> {resp}  {packets} packets  {bytes}  {took}  {state}  ({what}){silenced}"
+    )
 }
 
 /// The end of a run.
@@ -149,6 +152,7 @@ struct Json<'a> {
     decoded: u64,
     not_ip: BTreeMap<&'static str, u64>,
     malformed: BTreeMap<&'static str, u64>,
+    filtered: u64,
     truncated: u64,
     length_lies: u64,
     flows: u64,
@@ -157,6 +161,7 @@ struct Json<'a> {
     drops: BTreeMap<&'static str, u64>,
     journal: Journal<'a>,
     inspect: BTreeMap<&'static str, u64>,
+    blocklist: BTreeMap<&'static str, u64>,
     look: BTreeMap<&'static str, u64>,
     findings: &'a [Finding],
     incomplete_inputs: &'a [String],
@@ -189,6 +194,7 @@ impl Summary<'_> {
             decoded: c.get(Counter::Decoded),
             not_ip: c.group(Group::NotIp).collect(),
             malformed: c.group(Group::Malformed).collect(),
+            filtered: c.get(Counter::Filtered),
             truncated: c.get(Counter::Truncated),
             length_lies: c.get(Counter::LengthLies),
             flows: c.get(Counter::Flows),
@@ -200,6 +206,7 @@ impl Summary<'_> {
                 status: self.journal.as_ref(),
             },
             inspect: c.group(Group::Inspect).collect(),
+            blocklist: c.group(Group::Blocklist).collect(),
             look: c.group(Group::Look).collect(),
             findings: self.findings,
             incomplete_inputs: self.incomplete,
@@ -235,6 +242,18 @@ impl Summary<'_> {
             reasons(c, Group::Malformed),
             reasons(c, Group::Drop),
         );
+        if c.get(Counter::Filtered) > 0 {
+            let _ = writeln!(out, "  left out by the filter {}", c.get(Counter::Filtered));
+        }
+        if c.get(Counter::SilencedPackets) > 0 {
+            let _ = writeln!(
+                out,
+                "  silenced by the blocklist {} packets, {} in {} flows, which are not shown below",
+                c.get(Counter::SilencedPackets),
+                human(c.get(Counter::SilencedBytes)),
+                c.get(Counter::SilencedByName) + c.get(Counter::SilencedByAddress),
+            );
+        }
         for e in self.export.iter().flat_map(|e| &e.exporters) {
             let _ = writeln!(
                 out,

@@ -23,15 +23,18 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use frame::{Kind, Reader, frame, put_text};
 use salvage::Salvage;
-use store::{Batch, Store};
+use store::{Batch, OpenError, Store};
 
 /// Longer lines are refused: nothing that takes events takes such.
 pub const MAX_LINE: usize = 64 << 10;
 /// Kept beside the store, to be given up when sled needs room to open.
 const BALLAST: u64 = 16 << 20;
+/// How long a sensor that is ending may take to let its spool go.
+const LOCK: Duration = Duration::from_secs(1);
 /// Records deleted in one batch.
 const DELETE: usize = 512;
 /// Event numbers reserved at once.
@@ -147,7 +150,7 @@ pub struct Opened {
     pub salvaged: u64,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct State {
     id: u64,
     next: u64,
@@ -175,7 +178,7 @@ struct Mark {
 pub struct Spool {
     directory: PathBuf,
     limits: Limits,
-    _lock: File,
+    lock: File,
     /// `None` after a failure, until it is opened again.
     store: RwLock<Option<Store>>,
     state: Mutex<State>,
@@ -191,7 +194,7 @@ impl Spool {
         let unusable = |source| SpoolError::Unusable { path: directory.to_owned(), source };
         fs::create_dir_all(directory).map_err(unusable)?;
         let lock = File::create(directory.join("lock")).map_err(unusable)?;
-        match lock.try_lock() {
+        match store::lock_in_time(&lock, LOCK) {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Err(SpoolError::InUse(directory.into())),
             Err(fs::TryLockError::Error(e)) => return Err(unusable(e)),
@@ -200,7 +203,7 @@ impl Spool {
         let spool = Self {
             directory: directory.into(),
             limits,
-            _lock: lock,
+            lock,
             store: RwLock::new(None),
             state: Mutex::new(state),
             pushing: Mutex::new(()),
@@ -439,8 +442,10 @@ impl Spool {
     }
 
     fn check_disk(&self, added: u64) -> Result<(), SpoolError> {
+        // Room that the ballast was given up for is not for events, or the store would not open again.
+        let ballast = if self.lay_ballast() { 0 } else { BALLAST };
         let free = free_bytes(&self.directory).unwrap_or(u64::MAX);
-        if free < self.limits.reserve + 2 * added {
+        if free < self.limits.reserve + 2 * added + ballast {
             return Err(SpoolError::DiskFull { free });
         }
         Ok(())
@@ -503,55 +508,87 @@ impl Spool {
             (true, false) => Salvage::of(&path),
             _ => Salvage::default(),
         };
-        let mut attempt = Store::open(&path);
+        let open = || self.open_store(&path, mark.as_ref(), unclean, &seen);
+        let mut attempt = open();
         if matches!(&attempt, Err(e) if e.is_full()) {
             // Room to open; when there is more again, the ballast is laid anew.
             let _ = fs::remove_file(self.ballast());
-            attempt = Store::open(&path);
+            attempt = open();
         }
-        let mut state = lock(&self.state);
-        if let Some(mark) = mark.as_ref().filter(|_| unclean) {
-            state.reserved = mark.reserved;
-        }
-        let damage = match attempt {
-            Ok(store) => {
-                let loaded = load(&store, &mut state, mark.as_ref())
-                    .and_then(|()| put_back(&store, &mut state, &seen).map_err(|e| e.to_string()));
-                *slot = loaded.is_ok().then_some(store);
-                loaded.map(|n| opened.salvaged = n).err()
+        let (store, mut state, saved) = match attempt {
+            Err(OpenError::Damaged(why)) => {
+                let aside = salvage::set_aside(&path).map_err(|e| self.unusable(e))?;
+                let found = if copied {
+                    let _ = fs::remove_dir_all(&aside);
+                    fs::rename(&before, &aside).map_err(|e| self.unusable(e))?;
+                    seen.moved(&before, &aside)
+                } else {
+                    Salvage::of(&aside)
+                };
+                let begun = self.begin_anew(&path, mark.as_ref(), &found).map_err(|e| {
+                    // As it was, for another time.
+                    let _ = fs::remove_dir_all(&path).and_then(|()| fs::rename(&aside, &path));
+                    self.open_error(e)
+                })?;
+                opened.set_aside = Some((aside, why));
+                begun
             }
-            Err(e) if e.is_full() => {
-                return Err(SpoolError::DiskFull {
-                    free: free_bytes(&self.directory).unwrap_or(0),
-                });
-            }
-            Err(e) if e.is_environment() => {
-                return Err(SpoolError::Unusable { path, source: e.into_io() });
-            }
-            Err(e) => Some(e.to_string()),
+            other => other.map_err(|e| self.open_error(e))?,
         };
-        if let Some(why) = damage {
-            let unusable = |source| SpoolError::Unusable { path: path.clone(), source };
-            let aside = salvage::set_aside(&path).map_err(unusable)?;
-            let found = if copied {
-                let _ = fs::remove_dir_all(&aside);
-                fs::rename(&before, &aside).map_err(unusable)?;
-                seen.moved(&before, &aside)
-            } else {
-                Salvage::of(&aside)
-            };
-            opened.set_aside = Some((aside, why));
-            let store = Store::open(&path).map_err(|e| unusable(e.into_io()))?;
-            let saved = take_over(&store, &mut state, &found, mark.as_ref());
-            opened.salvaged = saved.map_err(|e| SpoolError::Store(e.to_string()))?;
-            *slot = Some(store);
-        }
+        opened.salvaged = saved;
         let next = state.next;
-        self.reserve(&mut state, next).map_err(|e| self.mark_error(&e))?;
-        drop((state, slot));
+        let reserved = self.reserve(&mut state, next).map_err(|e| self.mark_error(&e));
+        *lock(&self.state) = state;
+        *slot = Some(store);
+        drop(slot);
+        reserved?;
         let _ = fs::remove_dir_all(&before);
         self.lay_ballast();
         Ok(opened)
+    }
+
+    /// Opens the store and reads its state; what was `seen` in it before is put back where it is
+    /// missing, and it is said how many events that is.
+    fn open_store(
+        &self,
+        path: &Path,
+        mark: Option<&Mark>,
+        unclean: bool,
+        seen: &Salvage,
+    ) -> Result<(Store, State, u64), OpenError> {
+        let store = Store::open(path)?;
+        let mut state = lock(&self.state).clone();
+        if let Some(mark) = mark.filter(|_| unclean) {
+            state.reserved = mark.reserved;
+        }
+        load(&store, &mut state, mark)?;
+        let saved = put_back(&store, &mut state, seen)?;
+        Ok((store, state, saved))
+    }
+
+    /// Makes a new store with what was found in a damaged one; says how many events that is.
+    fn begin_anew(
+        &self,
+        path: &Path,
+        mark: Option<&Mark>,
+        found: &Salvage,
+    ) -> Result<(Store, State, u64), OpenError> {
+        let store = Store::open(path)?;
+        let mut state = lock(&self.state).clone();
+        state.reserved = state.reserved.max(mark.map_or(0, |m| m.reserved));
+        let saved = take_over(&store, &mut state, found, mark)?;
+        Ok((store, state, saved))
+    }
+
+    fn unusable(&self, source: io::Error) -> SpoolError {
+        SpoolError::Unusable { path: self.directory.join("store"), source }
+    }
+
+    fn open_error(&self, e: OpenError) -> SpoolError {
+        if e.is_full() {
+            return SpoolError::DiskFull { free: free_bytes(&self.directory).unwrap_or(0) };
+        }
+        self.unusable(e.into_io())
     }
 
     /// Notes beside the store that numbers up to some beyond `next` may be given: sled opens some
@@ -593,12 +630,14 @@ impl Spool {
         self.directory.join("ballast")
     }
 
-    fn lay_ballast(&self) {
+    /// Lays the ballast, if it is not there and there is room; says whether it is there.
+    fn lay_ballast(&self) -> bool {
         let path = self.ballast();
-        let there = fs::metadata(&path).is_ok_and(|m| m.len() >= BALLAST);
-        let room = free_bytes(&self.directory).is_some_and(|free| free > 4 * BALLAST);
-        if there || !room {
-            return;
+        if fs::metadata(&path).is_ok_and(|m| m.len() >= BALLAST) {
+            return true;
+        }
+        if free_bytes(&self.directory).is_none_or(|free| free <= 4 * BALLAST) {
+            return false;
         }
         let laid = File::create(&path).and_then(|f| {
             rustix::fs::fallocate(&f, rustix::fs::FallocateFlags::empty(), 0, BALLAST)?;
@@ -607,6 +646,7 @@ impl Spool {
         if laid.is_err() {
             let _ = fs::remove_file(&path);
         }
+        laid.is_ok()
     }
 }
 
@@ -688,19 +728,20 @@ impl Drop for Spool {
                 tracing::warn!("{}: {e}", self.directory.join("mark").display());
             }
         }
+        // Closing it would do, but for a child process that has just been forked and still has it.
+        let _ = self.lock.unlock();
     }
 }
 
 /// Reads the state of a store that opened; says what is wrong if events were lost in it.
-fn load(store: &Store, state: &mut State, mark: Option<&Mark>) -> Result<(), String> {
-    let sled = |e: sled::Error| e.to_string();
-    let number = |key: &[u8]| -> Result<Option<u64>, String> {
-        let value = store.get(key).map_err(sled)?;
+fn load(store: &Store, state: &mut State, mark: Option<&Mark>) -> Result<(), OpenError> {
+    let number = |key: &[u8]| -> Result<Option<u64>, OpenError> {
+        let value = store.get(key)?;
         Ok(value.and_then(|v| Reader(frame::open(&v, Kind::Meta)?).u64()))
     };
     let id = number(ID)?;
     if mark.is_some_and(|m| id != Some(m.id)) {
-        return Err("it is not the store that was there".into());
+        return Err(OpenError::Damaged("it is not the store that was there".into()));
     }
     let mut batch = Batch::default();
     state.id = id.unwrap_or_else(random_id);
@@ -708,7 +749,7 @@ fn load(store: &Store, state: &mut State, mark: Option<&Mark>) -> Result<(), Str
     let running = state.next > 1;
     let (mut events, mut head, mut last) = (0, None, 0);
     for found in store.range(&event_key(0), &event_key(u64::MAX)) {
-        let (key, _) = found.map_err(sled)?;
+        let (key, _) = found?;
         let Some(seq) = event_seq(&key) else { continue };
         events += 1;
         last = seq;
@@ -723,12 +764,13 @@ fn load(store: &Store, state: &mut State, mark: Option<&Mark>) -> Result<(), Str
     if !running {
         let expected = number(EVENTS)?.unwrap_or(0);
         if events != expected {
-            return Err(format!("it holds {events} events of {expected}"));
+            let why = format!("it holds {events} events of {expected}");
+            return Err(OpenError::Damaged(why));
         }
         state.next = number(NEXT)?.unwrap_or(1).max(last + 1);
     }
     for found in store.range(b"c", b"d") {
-        if let Some((name, cursor)) = read_cursor(&found.map_err(sled)?.1) {
+        if let Some((name, cursor)) = read_cursor(&found?.1) {
             state.cursors.entry(name).or_insert(cursor);
         }
     }
@@ -736,8 +778,8 @@ fn load(store: &Store, state: &mut State, mark: Option<&Mark>) -> Result<(), Str
     state.events = events;
     state.bytes = number(BYTES)?.unwrap_or(0);
     put_counts(&mut batch, state.next, state.bytes, events);
-    store.apply(batch).map_err(sled)?;
-    store.commit().map_err(sled)
+    store.apply(batch)?;
+    Ok(store.commit()?)
 }
 
 const ID: &[u8] = b"mid";

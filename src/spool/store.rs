@@ -1,16 +1,20 @@
 //! sled, made durable.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use sled::{Db, IVec};
 
 /// sled's page cache; what it takes beyond that is a small part of it again.
 const CACHE: u64 = 24 << 20;
+
+/// How long the store before may take to end its last write.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Changes that are made together.
 #[derive(Default)]
@@ -29,9 +33,29 @@ impl Batch {
 /// The store did not open.
 #[derive(Debug)]
 pub(super) enum OpenError {
+    /// It is not the store's fault.
     Io(io::Error),
     /// sled could not make sense of its files, or panicked over them.
     Damaged(String),
+}
+
+impl From<sled::Error> for OpenError {
+    fn from(e: sled::Error) -> Self {
+        match e {
+            sled::Error::Io(e) => Self::from(e),
+            e => Self::Damaged(e.to_string()),
+        }
+    }
+}
+
+impl From<io::Error> for OpenError {
+    fn from(e: io::Error) -> Self {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, StorageFull, WouldBlock};
+        match e.kind() {
+            PermissionDenied | ReadOnlyFilesystem | StorageFull | WouldBlock => Self::Io(e),
+            _ => Self::Damaged(e.to_string()),
+        }
+    }
 }
 
 impl OpenError {
@@ -39,26 +63,10 @@ impl OpenError {
         matches!(self, Self::Io(e) if e.kind() == io::ErrorKind::StorageFull)
     }
 
-    /// It is not the store's fault.
-    pub(super) fn is_environment(&self) -> bool {
-        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, WouldBlock};
-        matches!(self, Self::Io(e)
-            if matches!(e.kind(), PermissionDenied | ReadOnlyFilesystem | WouldBlock))
-    }
-
     pub(super) fn into_io(self) -> io::Error {
         match self {
             Self::Io(e) => e,
             Self::Damaged(why) => io::Error::other(why),
-        }
-    }
-}
-
-impl std::fmt::Display for OpenError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Io(e) => e.fmt(f),
-            Self::Damaged(why) => f.write_str(why),
         }
     }
 }
@@ -75,12 +83,11 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+        wait_for_file(&path.join("db"))?;
         let config = sled::Config::new().path(path).cache_capacity(CACHE).flush_every_ms(None);
         // sled panics over some damage.
         let db = match catch_unwind(AssertUnwindSafe(|| config.open())) {
-            Ok(Ok(db)) => db,
-            Ok(Err(sled::Error::Io(e))) => return Err(OpenError::Io(e)),
-            Ok(Err(e)) => return Err(OpenError::Damaged(e.to_string())),
+            Ok(opened) => opened?,
             Err(_) => return Err(OpenError::Damaged("sled panicked".into())),
         };
         let synced = || -> io::Result<File> {
@@ -93,7 +100,7 @@ impl Store {
             }
             File::open(path.join("db"))
         };
-        let file = synced().map_err(OpenError::Io)?;
+        let file = synced()?;
         let (asked, reached, failed) = (AtomicU64::new(0), Mutex::new(0), AtomicBool::new(false));
         Ok(Self { db, file, asked, reached, failed })
     }
@@ -138,5 +145,28 @@ impl Store {
 
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// Waits until a store that was dropped has given its file back: sled's threads hold it, and its
+/// lock, until their last write has ended. sled would take the lock for damage.
+fn wait_for_file(path: &Path) -> io::Result<()> {
+    let file = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    lock_in_time(&file, PATIENCE).map_err(io::Error::from)
+}
+
+/// Locks a file that another process or thread is about to let go.
+pub(super) fn lock_in_time(file: &File, patience: Duration) -> Result<(), TryLockError> {
+    let until = Instant::now() + patience;
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            result => return result,
+        }
     }
 }

@@ -1,3 +1,5 @@
+use std::process::Command;
+
 use super::*;
 
 const LIMITS: Limits = Limits { max_bytes: 1 << 30, reserve: 0 };
@@ -129,7 +131,9 @@ fn a_damaged_store_is_set_aside_and_salvaged() {
     for (name, least, damage) in [
         ("cut", 500, (|b: &mut Vec<u8>| b.truncate(b.len() / 10 * 4)) as fn(&mut Vec<u8>)),
         ("head", 2000, |b| b[..2048].fill(0xa5)),
-        ("holes", 1500, |b| b.chunks_mut(65_536).for_each(|c| c[..64].fill(0xff))),
+        ("holes", 1500, |b| {
+            b.chunks_mut(65_536).for_each(|c| c.iter_mut().take(64).for_each(|b| *b = 0xff));
+        }),
         ("gone", 0, Vec::clear),
     ] {
         let dir = tempfile::tempdir().unwrap();
@@ -173,51 +177,111 @@ fn a_damaged_store_is_set_aside_and_salvaged() {
 }
 
 #[test]
-fn a_full_disk_refuses_and_what_was_taken_is_there_afterwards() {
+fn a_store_is_not_taken_for_damaged_while_the_one_before_still_holds_its_file() {
     let dir = tempfile::tempdir().unwrap();
-    let mount = |args: &[&str]| {
-        std::process::Command::new("mount").args(args).output().is_ok_and(|o| o.status.success())
-    };
-    let at = dir.path().to_str().unwrap().to_owned();
-    if !mount(&["-t", "tmpfs", "-o", "size=120m", "tmpfs", &at]) {
-        println!("skipped: no tmpfs can be mounted, so no disk is full");
-        return;
-    }
-    struct Unmount(String);
-    impl Drop for Unmount {
-        fn drop(&mut self) {
-            let _ = std::process::Command::new("umount").arg(&self.0).status();
-        }
-    }
-    let _unmount = Unmount(at);
-    let line = vec![b'x'; 1000];
-    let fill = |spool: &Spool| {
-        let mut taken = 0;
-        loop {
-            match spool.push((0..100).map(|_| (0, &line[..]))) {
-                Ok(_) => taken += 100,
-                Err(SpoolError::DiskFull { .. }) => return taken,
-                Err(e) => panic!("{e}"),
-            }
-        }
-    };
     let spool = open(dir.path());
     spool.cursor("a").unwrap();
-    // Another program takes the room that the spool would leave.
-    let taken = fill(&spool);
-    let other = dir.path().join("other");
-    let mut file = File::create(&other).unwrap();
-    while file.write_all(&[0; 4096]).is_ok() {}
-    let more = fill(&spool);
+    push(&spool, 0..10);
+    drop(spool);
+    // As sled's threads do until their last write has ended.
+    let held = File::open(dir.path().join("store/db")).unwrap();
+    held.lock().unwrap();
+    let (spool, opened) = std::thread::scope(|s| {
+        s.spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            drop(held);
+        });
+        Spool::open(dir.path(), LIMITS).unwrap()
+    });
+    assert_eq!(opened, Opened::default());
+    assert_eq!(drain(&spool, "a"), (0..10).collect::<Vec<_>>());
+}
+
+/// A disk of its own, as large as `size` says.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    /// `None`, with a message, where none can be mounted.
+    fn new(size: &str) -> Option<Self> {
+        let this = Self(tempfile::tempdir().unwrap());
+        let size = format!("size={size}");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(this.0.path())
+            .output()
+            .is_ok_and(|o| o.status.success());
+        if !mounted {
+            println!("skipped: no tmpfs can be mounted, so no disk is full");
+        }
+        mounted.then_some(this)
+    }
+
+    /// Another program takes all that is left.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.path().join("other");
+        let mut file = File::options().create(true).append(true).open(&path).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+        path
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+/// Pushes until the disk is full; how many events were taken.
+fn push_until_full(spool: &Spool) -> u64 {
+    let line = vec![b'x'; 1000];
+    let mut taken = 0;
+    loop {
+        match spool.push((0..100).map(|_| (0, &line[..]))) {
+            Ok(_) => taken += 100,
+            Err(SpoolError::DiskFull { .. }) => return taken,
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_and_what_was_taken_is_there_afterwards() {
+    let Some(disk) = Disk::new("140m") else { return };
+    let at = disk.0.path();
+    fs::write(at.join("other"), vec![0; 40 << 20]).unwrap();
+    let spool = open(at);
+    spool.cursor("a").unwrap();
+    let taken = push_until_full(&spool);
+    let other = disk.fill();
+    let more = push_until_full(&spool);
     println!("{taken} events, then {more} when another program filled the disk");
     assert!(taken > 5_000);
     drop(spool);
     // It opens on the full disk, with all that it took.
-    let spool = open(dir.path());
+    let spool = open(at);
     let found = spool.peek(1, u64::MAX - 1, usize::MAX).unwrap();
     assert!(found.len() as u64 >= taken + more, "{} of {}", found.len(), taken + more);
     fs::remove_file(other).unwrap();
-    assert!(spool.push([(0, &line[..])].into_iter()).is_ok());
+    push(&spool, 0..1);
     spool.keep("a", &Cursor { next: spool.end(), parts: VecDeque::new() }, &[], &[]).unwrap();
     assert_eq!(spool.held().events, 0);
+}
+
+#[test]
+fn the_room_of_the_ballast_is_for_opening_not_for_events() {
+    let Some(disk) = Disk::new("120m") else { return };
+    let spool = open(disk.0.path());
+    spool.cursor("a").unwrap();
+    push(&spool, 0..10);
+    let other = disk.fill();
+    // As it is when the store had to be opened on the full disk.
+    fs::remove_file(spool.ballast()).unwrap();
+    assert_eq!(push_until_full(&spool), 0);
+    let free = free_bytes(disk.0.path()).unwrap();
+    assert!(free > BALLAST / 2, "{free}");
+    // With room again it is laid again, and events are taken.
+    fs::remove_file(other).unwrap();
+    push(&spool, 10..20);
+    assert!(spool.ballast().exists());
+    assert_eq!(drain(&spool, "a"), (0..20).collect::<Vec<_>>());
 }

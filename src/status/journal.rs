@@ -2,11 +2,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Up to here everything is on disk and survives a crash or a power cut. Each link type has its own
 /// segments; those of a smaller number than this one are safe as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watermark {
     /// LINKTYPE_ number of the segment's packets.
     pub link: u16,
@@ -18,7 +18,7 @@ pub struct Watermark {
 }
 
 /// What retention has left.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
     pub segments: u64,
     /// All files of the journal together.
@@ -30,7 +30,7 @@ pub struct Kept {
 }
 
 /// Everything about the journal that is not a counter.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct JournalStatus {
     pub watermarks: Vec<Watermark>,
     /// Time between the newest packet taken and the newest one that is safe, milliseconds of packet

@@ -35,6 +35,8 @@ pub enum Group {
     Journal,
     /// Of reading payloads.
     Inspect,
+    /// Of the blocklist.
+    Blocklist,
     /// What the doctor looks at: of a sample of the packets, and of flows.
     Look,
 }
@@ -57,6 +59,11 @@ macro_rules! counters {
             pub fn group(self) -> Group {
                 match self { $(Self::$variant => Group::$group),* }
             }
+
+            /// What it counts, in a sentence.
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help),* }
+            }
         }
     };
 }
@@ -78,9 +85,11 @@ counters! {
     Ipv6Extensions, Malformed, "ipv6_extensions", "IPv6 extension headers cut short or without end.";
     TransportHeader, Malformed, "transport_header", "A transport header that cannot be whole.";
     TransportCut, Malformed, "transport_cut", "The capture ends before the ports.";
+    Filtered, Plain, "filtered", "Packets that --filter, --capture-filter or --exclude-web leave out.";
     Truncated, Plain, "truncated", "Packets of which less was captured than was sent.";
     LengthLies, Plain, "length_lies", "Packets whose IP length was larger than the frame.";
     Flows, Plain, "flows", "Flows begun.";
+    ActiveFlows, Plain, "active_flows", "Flows that go on.";
     Evicted, Plain, "evicted", "Flows ended early to make room (--max-flows).";
     Events, Plain, "events", "Flow events, deltas included.";
     Inspected, Inspect, "packets", "Packets whose payload was looked at.";
@@ -89,6 +98,14 @@ counters! {
     StatesEvicted, Inspect, "states_evicted", "Flows no longer followed, to make room for others.";
     BuffersFull, Inspect, "buffers_full", "Messages given up since no buffer was free.";
     FlowsForgotten, Inspect, "flows_forgotten", "Flows whose names were given up to make room.";
+    SilencedByName, Blocklist, "flows_by_name", "Flows silenced by a name in them.";
+    SilencedByAddress, Blocklist, "flows_by_address", "Flows silenced by what their client asked for.";
+    SilencedPackets, Blocklist, "packets", "Packets of silenced flows.";
+    SilencedBytes, Blocklist, "bytes", "Their bytes on the wire.";
+    SilencedEvents, Blocklist, "events", "Flow events that were not delivered.";
+    SharedAddress, Blocklist, "shared", "Flows kept since other names share their address.";
+    Reopened, Blocklist, "reopened", "Flows silenced until a name in them was not listed.";
+    AnswersLost, Blocklist, "answers_lost", "DNS answers that found no room.";
     KernelDrops, Drop, "kernel", "Lost in the kernel's ring before the AF_PACKET driver.";
     LeftInRing, Drop, "left_in_ring", "Still in the kernel's ring at exit.";
     NicMissed, Drop, "nic_missed", "Lost since the card's ring was full.";
@@ -102,6 +119,7 @@ counters! {
     JournalBytes, Journal, "bytes", "Bytes of the journal's pcap files, as far as they are safe.";
     JournalSegments, Journal, "segments", "Files begun.";
     JournalFiltered, Journal, "filtered", "Packets that --pcap-filter leaves out of the journal.";
+    JournalSilenced, Journal, "silenced", "Packets that the blocklist leaves out of the journal.";
     JournalCut, Journal, "cut", "Packets of which only headers are kept (--journal-cutoff).";
     JournalCutBytes, Journal, "cut_bytes", "Bytes that were cut off them.";
     Looked, Look, "packets", "Packets in the doctor's sample.";

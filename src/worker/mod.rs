@@ -16,14 +16,17 @@ use dpdk::{BURST, Bell, Mbuf};
 use rtrb::{Consumer, Producer};
 
 use crate::capture::{Batch, Complaint, Poll, Source, Stamp, frame};
+use crate::control::live::Peek;
 use crate::detect::watch::Watcher;
 use crate::detect::{Sighting, sight};
 use crate::doctor::{Look, Sample};
-use crate::event::{EndReason, EventSink, FlowEvent, Note, NoteSink, Seen, Wants};
+use crate::event::{EndReason, EventSink, FlowEvent, Mark, Note, NoteSink, Seen, Wants};
+use crate::filter::Filters;
 use crate::flow::{Arrival, FlowTable, Hint};
+use crate::inspect::silence::{Heard, Silencer};
 use crate::inspect::{Inspector, Lone};
 use crate::journal::Giver;
-use crate::packet::{self, Decoded, Reject};
+use crate::packet::{self, Decoded, FlowKey, Reject};
 use crate::status::{Counter, Counters, Turn};
 
 pub use lcore::{LcoreReport, Rest, Shared, Task, back_off, run};
@@ -63,11 +66,24 @@ impl Hint for Machine {
 
 /// How long to wait for a full event ring; it takes longer than this to empty.
 const FULL: Duration = Duration::from_micros(100);
+/// Events that one burst may make. Where the source waits for us, a burst is received when there is
+/// room for as many: who stands still within a burst keeps the journal on its lcore from going on,
+/// and events may be waiting for that.
+const ROOM: usize = 1024;
+
+/// An event on its way to the control thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    pub event: FlowEvent,
+    /// Packets that its worker had received: the journal gets them all, in order, or loses them.
+    pub received: u64,
+}
 
 /// Sends events to the control thread.
 struct EventRing {
-    ring: Producer<FlowEvent>,
+    ring: Producer<Report>,
     waits: bool,
+    received: u64,
     sent: u64,
 }
 
@@ -78,11 +94,11 @@ impl EventSink for EventRing {
     }
 
     fn push(&mut self, event: FlowEvent) {
-        let mut event = event;
+        let mut report = Report { event, received: self.received };
         self.sent += 1;
-        // Only where the source waits for us can the ring be full: the control thread empties it.
-        while let Err(rtrb::PushError::Full(back)) = self.ring.push(event) {
-            event = back;
+        // There was room; if that was not enough, the control thread empties it.
+        while let Err(rtrb::PushError::Full(back)) = self.ring.push(report) {
+            report = back;
             std::thread::sleep(FULL);
         }
     }
@@ -124,11 +140,16 @@ impl NoteSink for NoteRing {
     }
 }
 
+/// Places of the flow table that are copied out after a burst, and when there was none.
+const PEEK_BUSY: usize = 32;
+const PEEK_IDLE: usize = 256;
+
 /// Bytes of a packet in several buffers that are read: any IP packet with its link's headers.
 const CHAINED: usize = (1 << 16) + 256;
 
 struct Reader {
     inspector: Inspector,
+    silencer: Option<Silencer>,
     notes: NoteRing,
     /// A packet that lies in several buffers, put together.
     chained: Vec<u8>,
@@ -147,7 +168,19 @@ struct Hooks<'a> {
     events: &'a mut EventRing,
     reader: Option<&'a mut Reader>,
     packets: &'a [Mbuf],
+    silent: &'a mut Silent,
 }
+
+/// What went to silenced flows in a burst.
+#[derive(Debug, Default)]
+struct Silent {
+    /// A bit a packet, by its number in the burst.
+    frames: u32,
+    packets: u64,
+    bytes: u64,
+}
+
+const _: () = assert!(BURST <= u32::BITS as usize);
 
 impl EventSink for Hooks<'_> {
     #[inline]
@@ -163,11 +196,22 @@ impl EventSink for Hooks<'_> {
         self.reader.as_ref().map_or_else(Wants::default, |r| r.inspector.wants())
     }
 
-    fn inspect(&mut self, seen: &Seen<'_>) -> Wants {
+    fn begins(&mut self, key: &FlowKey, orig_is_a: bool, timestamp_ns: u64) -> Mark {
+        match self.reader.as_mut().and_then(|r| r.silencer.as_mut()) {
+            Some(silencer) => silencer.begins(key, orig_is_a, timestamp_ns),
+            None => Mark::Plain,
+        }
+    }
+
+    fn inspect(&mut self, seen: &mut Seen<'_>) -> Wants {
         let Some(reader) = &mut self.reader else { return Wants::default() };
         let d = seen.decoded;
         let Some(packet) = self.packets.get(seen.frame as usize) else { return Wants::default() };
-        let Reader { inspector, notes, chained, .. } = &mut **reader;
+        let Reader { inspector, silencer, notes, chained, .. } = &mut **reader;
+        let mut silencer = silencer.as_mut();
+        if let Some(silencer) = &mut silencer {
+            silencer.look_again(seen);
+        }
         let captured = if packet.len() as usize > packet.data().len() {
             gather(packet, chained);
             chained.as_slice()
@@ -176,7 +220,16 @@ impl EventSink for Hooks<'_> {
         };
         let rest = captured.get(d.payload_at as usize..).unwrap_or_default();
         let payload = rest.get(..d.payload_len as usize).unwrap_or(rest);
-        inspector.inspect(seen, payload, notes)
+        let mut heard = Heard { notes, silencer, mark: seen.mark };
+        let wants = inspector.inspect(seen, payload, &mut heard);
+        seen.mark = heard.mark;
+        wants
+    }
+
+    fn silenced(&mut self, frame: u32, wire_len: u32) {
+        self.silent.frames |= 1u32.checked_shl(frame).unwrap_or(0);
+        self.silent.packets += 1;
+        self.silent.bytes += u64::from(wire_len);
     }
 
     fn forget(&mut self, place: u32) {
@@ -192,10 +245,14 @@ pub struct Worker {
     table: FlowTable<Machine>,
     journal: Option<Giver>,
     watcher: Option<Box<Watcher>>,
+    peek: Option<Box<Peek>>,
     look: Option<Box<Look>>,
     events: EventRing,
     reader: Option<Box<Reader>>,
     batch: Batch,
+    filter: Option<Box<Filters>>,
+    filters: Option<Consumer<Option<Filters>>>,
+    silent: Silent,
     arrivals: Box<[Arrival; BURST]>,
     /// The input waits for us, so nothing is dropped.
     waits: bool,
@@ -208,7 +265,7 @@ impl Worker {
     pub fn new(
         input: Input,
         table: FlowTable<Machine>,
-        events: Producer<FlowEvent>,
+        events: Producer<Report>,
         journal: Option<Giver>,
     ) -> Self {
         let waits = input.waits();
@@ -217,10 +274,14 @@ impl Worker {
             table,
             journal,
             watcher: None,
+            peek: None,
             look: None,
-            events: EventRing { ring: events, waits, sent: 0 },
+            events: EventRing { ring: events, waits, received: 0, sent: 0 },
             reader: None,
             batch: Batch::default(),
+            filter: None,
+            filters: None,
+            silent: Silent::default(),
             arrivals: Box::new([Arrival::default(); BURST]),
             waits,
             received_until: None,
@@ -233,12 +294,30 @@ impl Worker {
         let Reading { inspector, notes, fields, until } = reading;
         let notes = NoteRing { notes, fields, waits: self.waits, sent: 0, dropped: 0 };
         let chained = Vec::with_capacity(CHAINED);
-        self.reader = Some(Box::new(Reader { inspector, notes, chained, until }));
+        self.reader = Some(Box::new(Reader { inspector, silencer: None, notes, chained, until }));
+    }
+
+    /// Leaves flows out of telemetry and journal; payloads must be read.
+    pub fn silence(&mut self, silencer: Silencer) {
+        if let Some(reader) = &mut self.reader {
+            reader.silencer = Some(silencer);
+        }
+    }
+
+    /// Looks only at packets that a filter takes; others may follow it through the ring.
+    pub fn filter(&mut self, filter: Option<Filters>, others: Consumer<Option<Filters>>) {
+        self.filter = filter.map(Box::new);
+        self.filters = Some(others);
     }
 
     /// Also counts what single hosts do.
     pub fn watch(&mut self, watcher: Watcher) {
         self.watcher = Some(Box::new(watcher));
+    }
+
+    /// Lets others look at its flows.
+    pub fn show_flows(&mut self, peek: Peek) {
+        self.peek = Some(Box::new(peek));
     }
 
     /// Also looks at a sample of the packets, for the doctor.
@@ -249,15 +328,23 @@ impl Worker {
     /// One burst, or one step of the end.
     pub fn turn(&mut self, stopping: bool) -> Turn {
         if self.received_until.is_none() {
-            return if self.hand_to_journal() { self.receive() } else { Turn::Idle };
+            let ready = self.hand_to_journal() && (!self.waits || self.events.ring.slots() >= ROOM);
+            let turn = if ready { self.receive() } else { Turn::Idle };
+            if self.peek.as_ref().is_some_and(|p| p.is_wanted()) {
+                return self.copy_flows(turn);
+            }
+            return turn;
         }
+        // Flows wait in the table for room, as they do live.
+        self.events.waits = false;
         if self.watcher.as_mut().is_some_and(|w| !w.finish()) {
             return Turn::Idle;
         }
         let reason = if stopping { EndReason::Shutdown } else { EndReason::Eof };
         let now = self.now();
-        let mut hooks =
-            Hooks { events: &mut self.events, reader: self.reader.as_deref_mut(), packets: &[] };
+        let Self { events, reader, silent, .. } = self;
+        let reader = reader.as_deref_mut();
+        let mut hooks = Hooks { events, reader, packets: &[], silent };
         let drained = self.table.drain(now, reason, &mut hooks);
         self.count_table();
         if drained { Turn::End } else { Turn::Busy }
@@ -296,16 +383,31 @@ impl Worker {
             Input::Source(source) => {
                 let poll = source.poll(&mut self.batch);
                 self.counters.add(Counter::Packets, self.batch.packets.len() as u64);
-                if self.journal.is_some() {
-                    self.batch.stamp_buffers();
-                }
                 poll
             }
             Input::Ring { ring, .. } => from_ring(ring, &mut self.batch),
         };
+        let mut clock = 0;
+        if let Some(filter) = self.filters.as_mut().and_then(|f| f.pop().ok()) {
+            self.filter = filter.map(Box::new);
+        }
+        if let Some(filter) = &mut self.filter {
+            clock = leave_out(filter, &mut self.batch, &mut self.counters);
+        }
+        if self.journal.is_some() && matches!(self.input, Input::Source(_)) {
+            self.batch.stamp_buffers();
+        }
         match poll {
+            Poll::Packets(_) if self.batch.packets.is_empty() => {
+                self.has_come_to(clock);
+                Turn::Busy
+            }
             Poll::Packets(_) => {
+                let before = self.events.received;
+                self.events.received += self.batch.packets.len() as u64;
                 self.account();
+                // Silenced ones are gone by now, and the journal never sees them.
+                self.events.received = before + self.batch.packets.len() as u64;
                 self.hand_to_journal();
                 Turn::Busy
             }
@@ -323,6 +425,9 @@ impl Worker {
 
     #[inline]
     fn account(&mut self) {
+        if let Some(silencer) = self.reader.as_mut().and_then(|r| r.silencer.as_mut()) {
+            silencer.refresh();
+        }
         for packet in &self.batch.packets {
             dpdk::memory::prefetch(packet.data());
         }
@@ -368,8 +473,12 @@ impl Worker {
         if let Some(arrivals) = self.arrivals.get_mut(..readable) {
             let packets = &self.batch.packets;
             let reader = self.reader.as_deref_mut();
-            let mut hooks = Hooks { events: &mut self.events, reader, packets };
+            let silent = &mut self.silent;
+            let mut hooks = Hooks { events: &mut self.events, reader, packets, silent };
             self.table.burst(arrivals, &mut hooks);
+        }
+        if self.silent.packets != 0 {
+            self.keep_silent();
         }
         self.has_read_until(clock);
         self.count_table();
@@ -397,8 +506,30 @@ impl Worker {
         watcher.let_time_pass(clock);
     }
 
+    /// A slice of the flows for whoever asks; more of them when there are no packets.
+    #[cold]
+    fn copy_flows(&mut self, turn: Turn) -> Turn {
+        let now = self.now();
+        let most = if turn == Turn::Busy { PEEK_BUSY } else { PEEK_IDLE };
+        let Some(peek) = &mut self.peek else { return turn };
+        if peek.copy(&self.table, most, now) { Turn::Busy } else { turn }
+    }
+
+    /// Takes the packets of silenced flows out of the burst, and counts them.
+    #[cold]
+    fn keep_silent(&mut self) {
+        let Silent { frames, packets, bytes } = std::mem::take(&mut self.silent);
+        self.counters.add(Counter::SilencedPackets, packets);
+        self.counters.add(Counter::SilencedBytes, bytes);
+        if self.journal.is_some() {
+            self.counters.add(Counter::JournalSilenced, u64::from(frames.count_ones()));
+            self.batch.retain(|n, _, _| frames >> n & 1 == 0);
+        }
+    }
+
     fn count_table(&mut self) {
         let stats = self.table.stats();
+        self.counters.set(Counter::ActiveFlows, self.table.len() as u64);
         self.counters.set(Counter::Flows, stats.created);
         self.counters.set(Counter::Evicted, stats.evicted);
         self.counters.set(Counter::Unplaced, stats.unplaced);
@@ -410,6 +541,14 @@ impl Worker {
             self.counters.set(Counter::NotesDropped, reader.notes.dropped);
             self.counters.set(Counter::StatesEvicted, stats.states_evicted);
             self.counters.set(Counter::BuffersFull, stats.buffers_full);
+            if let Some(silencer) = &reader.silencer {
+                let stats = silencer.stats();
+                self.counters.set(Counter::SilencedByName, stats.by_name);
+                self.counters.set(Counter::SilencedByAddress, stats.by_address);
+                self.counters.set(Counter::SharedAddress, stats.shared);
+                self.counters.set(Counter::Reopened, stats.reopened);
+                self.counters.set(Counter::AnswersLost, stats.lost);
+            }
         }
     }
 
@@ -460,15 +599,38 @@ impl Worker {
         {
             return;
         }
+        self.has_come_to(now);
+    }
+
+    /// All packets up to this moment were seen, and none is left.
+    fn has_come_to(&mut self, now: u64) {
         if let Some(watcher) = &mut self.watcher {
             watcher.let_time_pass(now);
         }
-        let mut hooks =
-            Hooks { events: &mut self.events, reader: self.reader.as_deref_mut(), packets: &[] };
+        let Self { events, reader, silent, .. } = self;
+        let reader = reader.as_deref_mut();
+        let mut hooks = Hooks { events, reader, packets: &[], silent };
         self.table.advance(now, BURST, &mut hooks);
         self.has_read_until(now);
         self.count_table();
     }
+}
+
+/// Gives back and counts what a filter does not take; returns the time of the last packet.
+#[inline(never)]
+fn leave_out(filter: &mut Filters, batch: &mut Batch, counters: &mut Counters) -> u64 {
+    batch.packets.iter().for_each(|packet| dpdk::memory::prefetch(packet.data()));
+    let (mut packets, mut bytes, mut clock) = (0, 0, 0);
+    batch.retain(|_, packet, Stamp { meta, .. }| {
+        let taken = filter.take(meta.link, meta.wire_len, packet.data());
+        packets += u64::from(!taken);
+        bytes += u64::from(if taken { 0 } else { meta.wire_len });
+        clock = meta.clock_ns;
+        taken
+    });
+    counters.add(Counter::Filtered, packets);
+    counters.add(Counter::Bytes, bytes);
+    clock
 }
 
 /// Shows so many packets of a burst to the doctor.

@@ -160,3 +160,25 @@ pub fn total(v: &Value) -> u64 {
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
 }
+
+/// Holds the places that events name against the journal's files; how many name one.
+pub fn places_are_right(data: &Path, events: &[Value]) -> usize {
+    let mut files = std::collections::HashMap::new();
+    let mut named = 0;
+    for event in events.iter().filter(|e| !e["journal"].is_null()) {
+        let place = &event["journal"];
+        let file = files.entry(number(place, "segment")).or_insert_with_key(|wanted| {
+            let prefix = format!("seg-{wanted:08}-");
+            let is_it = |p: &PathBuf| p.file_name().unwrap().to_str().unwrap().starts_with(&prefix);
+            std::fs::read(segments(data).into_iter().find(is_it).unwrap()).unwrap()
+        });
+        let at = number(place, "offset") as usize;
+        let word =
+            |n: usize| u64::from(u32::from_le_bytes(file[at + n..at + n + 4].try_into().unwrap()));
+        let start: jiff::Timestamp = event["start"].as_str().unwrap().parse().unwrap();
+        let ns = u128::from(word(0) * 1_000_000_000 + word(4));
+        assert_eq!(ns, start.as_nanosecond().cast_unsigned(), "{event}");
+        named += 1;
+    }
+    named
+}

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::common::{self, Run};
 
+/// How long a sensor may take to start; a loaded machine takes long.
+pub(crate) const START: Duration = Duration::from_secs(60);
+
 /// A namespace with the pair `sender`-`mirror`, deleted when dropped.
 pub(crate) struct Pair(String);
 
@@ -28,6 +31,8 @@ impl Pair {
             }
         }
         let this = Self(format!("mk-test-{}", std::process::id()));
+        // One that a killed test of the same process id left behind.
+        run("ip", &["netns", "del", &this.0]);
         if !common::is_root() || !run("ip", &["netns", "add", &this.0]) {
             println!("skipped: a network namespace needs root");
             return None;
@@ -83,7 +88,7 @@ impl Pair {
             .stderr(fs::File::create(dir.join("stderr")).unwrap())
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + START;
         while !fs::read_to_string(dir.join("stderr")).unwrap().contains("receive queue") {
             assert!(
                 child.try_wait().unwrap().is_none(),
@@ -96,12 +101,20 @@ impl Pair {
         child
     }
 
-    pub(crate) fn replay(&self, capture: &Path, loops: u32) {
+    /// Sends a capture, and says how many frames came out at the other end: the kernel of a loaded
+    /// machine may lose some in between, where no receiver can see it.
+    pub(crate) fn replay(&self, capture: &Path, loops: u32) -> u64 {
+        let through = || -> u64 {
+            let count = self.output("cat", &["/sys/class/net/sender/statistics/tx_packets"]);
+            count.trim().parse().unwrap()
+        };
+        let before = through();
         let loops = loops.to_string();
         self.output(
             "tcpreplay",
             &["-q", "--topspeed", "-l", &loops, "-i", "sender", capture.to_str().unwrap()],
         );
+        through() - before
     }
 }
 
@@ -113,6 +126,19 @@ impl Drop for Pair {
 
 pub(crate) fn run(program: &str, args: &[&str]) -> bool {
     Command::new(program).args(args).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+}
+
+/// Waits until a program has said something in its file `stderr`.
+pub(crate) fn wait_until_said(dir: &Path, what: &str) {
+    let deadline = Instant::now() + START;
+    loop {
+        let said = fs::read_to_string(dir.join("stderr")).unwrap();
+        if said.contains(what) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "it does not say {what}: {said}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 pub(crate) fn interrupt(child: Child) -> Run {

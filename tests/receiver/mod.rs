@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,7 +37,10 @@ pub struct Seen {
     pub repeats: u64,
     pub faults: BTreeMap<String, u64>,
     pub wrong: Vec<String>,
-    tokens: Vec<String>,
+    /// Requests of any kind.
+    pub requests: u64,
+    /// Scopes by token.
+    tokens: HashMap<String, String>,
     random: u64,
 }
 
@@ -47,10 +51,13 @@ impl Seen {
     }
 }
 
+#[derive(Clone)]
 pub struct Receiver {
     pub port: u16,
     pub seen: Arc<Mutex<Seen>>,
     pub storm: Arc<Mutex<bool>>,
+    /// From now on the poison is taken too.
+    pub cured: Arc<AtomicBool>,
     public: Arc<Vec<u8>>,
     pub key_file: PathBuf,
 }
@@ -87,50 +94,51 @@ impl Receiver {
             port,
             seen: Arc::new(Mutex::new(Seen { random: 42, ..Seen::default() })),
             storm: Arc::default(),
+            cured: Arc::default(),
             public: Arc::new(public),
             key_file,
         };
-        let (seen, storm, public) =
-            (Arc::clone(&this.seen), Arc::clone(&this.storm), Arc::clone(&this.public));
+        let served = this.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (seen, storm, public) =
-                    (Arc::clone(&seen), Arc::clone(&storm), Arc::clone(&public));
-                std::thread::spawn(move || serve(stream, &seen, &storm, &public, port));
+                let served = served.clone();
+                std::thread::spawn(move || serve(stream, &served));
             }
         });
         this
     }
 }
 
-fn serve(stream: TcpStream, seen: &Mutex<Seen>, storm: &Mutex<bool>, public: &[u8], port: u16) {
+fn serve(stream: TcpStream, this: &Receiver) {
+    let seen = &this.seen;
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut out = stream;
     while let Some((line, headers, body)) = request(&mut reader) {
-        let (status, answer) = if line.starts_with("POST /token ") {
-            token(&body, seen, public, port)
-        } else {
-            let fault = if *storm.lock().unwrap() { choose(seen) } else { Fault::None };
-            match fault {
-                Fault::CutBefore => return,
-                Fault::Status(status) => {
-                    let after = if status == 429 { "Retry-After: 0\r\n" } else { "" };
-                    let text = "{\"error\":{\"message\":\"scripted\"}}";
-                    if write!(
-                        out,
-                        "HTTP/1.1 {status} X\r\n{after}Content-Length: {}\r\n\r\n{text}",
-                        text.len()
-                    )
-                    .is_err()
-                    {
-                        return;
-                    }
-                    continue;
+        seen.lock().unwrap().requests += 1;
+        let fault = if *this.storm.lock().unwrap() { choose(seen) } else { Fault::None };
+        match fault {
+            Fault::CutBefore => return,
+            Fault::Status(status) => {
+                let after = if status == 429 { "Retry-After: 0\r\n" } else { "" };
+                let text = "{\"error\":{\"message\":\"scripted\"}}";
+                if write!(
+                    out,
+                    "HTTP/1.1 {status} X\r\n{after}Content-Length: {}\r\n\r\n{text}",
+                    text.len()
+                )
+                .is_err()
+                {
+                    return;
                 }
-                _ => {}
+                continue;
             }
-            let (status, text) = ingest(&line, &headers, &body, seen);
+            _ => {}
+        }
+        let (status, answer) = if line.contains("/token ") {
+            token(&body, seen, &this.public, this.port)
+        } else {
+            let (status, text) = ingest(&line, &headers, &body, this);
             match fault {
                 Fault::CutAfter => return,
                 Fault::LateAfter => std::thread::sleep(Duration::from_millis(900)),
@@ -196,7 +204,7 @@ fn request(
 
 /// RFC 7523: a signed assertion for a token.
 fn token(body: &[u8], seen: &Mutex<Seen>, public: &[u8], port: u16) -> (u16, String) {
-    let check = || -> Result<(), String> {
+    let check = || -> Result<String, String> {
         let text = std::str::from_utf8(body).map_err(|e| e.to_string())?;
         let fields: HashMap<&str, &str> =
             text.split('&').filter_map(|p| p.split_once('=')).collect();
@@ -214,18 +222,19 @@ fn token(body: &[u8], seen: &Mutex<Seen>, public: &[u8], port: u16) -> (u16, Str
         let now = jiff::Timestamp::now().as_second();
         let right = claims["iss"] == "sensor@p.example"
             && claims["aud"] == format!("http://127.0.0.1:{port}/token")
-            && (claims["exp"].as_i64().unwrap() - now) <= 3600
-            && claims["scope"].as_str().unwrap().starts_with("https://www.googleapis.com/auth/");
-        right.then_some(()).ok_or_else(|| format!("claims {claims}"))
+            && (claims["iat"].as_i64().unwrap() - now).abs() <= 300
+            && (claims["exp"].as_i64().unwrap() - now) <= 3600;
+        let scope = claims["scope"].as_str().unwrap_or_default().to_owned();
+        right.then_some(scope).ok_or_else(|| format!("claims {claims}"))
     };
     let result = check();
     let mut seen = seen.lock().unwrap();
-    if let Err(why) = result {
-        seen.wrong.push(why);
+    if let Err(why) = &result {
+        seen.wrong.push(why.clone());
         return (400, "{\"error\":\"invalid_grant\"}".into());
     }
     let token = format!("token-{}", seen.tokens.len());
-    seen.tokens.push(token.clone());
+    seen.tokens.insert(token.clone(), result.unwrap_or_default());
     (200, json!({"access_token": token, "expires_in": 3600, "token_type": "Bearer"}).to_string())
 }
 
@@ -233,12 +242,20 @@ fn ingest(
     line: &str,
     headers: &HashMap<String, String>,
     body: &[u8],
-    seen: &Mutex<Seen>,
+    this: &Receiver,
 ) -> (u16, String) {
-    let mut seen = seen.lock().unwrap();
+    let mut seen = this.seen.lock().unwrap();
     let bearer = headers.get("authorization").and_then(|a| a.strip_prefix("Bearer "));
-    if !seen.tokens.iter().any(|t| Some(t.as_str()) == bearer) {
+    let Some(scope) = bearer.and_then(|b| seen.tokens.get(b)) else {
         return (401, String::new());
+    };
+    let wanted = if line.contains("/v2/") { "malachite-ingestion" } else { "cloud-platform" };
+    if *scope != format!("https://www.googleapis.com/auth/{wanted}") {
+        return (403, json!({"error": {"message": "insufficient scope"}}).to_string());
+    }
+    if line.starts_with("GET ") {
+        let there = line.contains("/logTypes/LT ");
+        return if there { (200, "{}".into()) } else { (404, String::new()) };
     }
     if body.len() > LIMIT {
         return (413, String::new());
@@ -249,7 +266,8 @@ fn ingest(
             (400, json!({"error": {"message": why}}).to_string())
         }
         Ok(entries) => {
-            if entries.iter().any(|e| e["src_port"] == POISON) {
+            let cured = this.cured.load(Ordering::Relaxed);
+            if !cured && entries.iter().any(|e| e["src_port"] == POISON) {
                 return (400, json!({"error": {"message": "invalid entry"}}).to_string());
             }
             let id = |e: &Value| e["event_id"].as_str().unwrap().to_owned();

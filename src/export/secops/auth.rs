@@ -11,6 +11,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::rt::TokioExecutor;
 use reqwest::Url;
+use yup_oauth2::AccessToken;
 use yup_oauth2::authenticator::Authenticator;
 use yup_oauth2::error::AuthErrorCode;
 use yup_oauth2::{CustomHyperClientBuilder, Error, ServiceAccountAuthenticator, ServiceAccountKey};
@@ -106,26 +107,28 @@ impl Auth {
     }
 
     async fn get(&self, new: bool) -> Result<String, Failure> {
-        let scopes = [self.scope];
-        let asked = async {
-            match (&self.source, new) {
-                (Source::Direct(a), false) => a.token(&scopes).await,
-                (Source::Direct(a), true) => a.force_refreshed_token(&scopes).await,
-                (Source::Proxied(a), false) => a.token(&scopes).await,
-                (Source::Proxied(a), true) => a.force_refreshed_token(&scopes).await,
-            }
-        };
         let retry = |why: String| Failure::Retry { kind: "token", why, after: None };
-        // A client of one's own has no timeout in yup-oauth2.
-        let answer = tokio::time::timeout(self.timeout, asked)
-            .await
-            .map_err(|_| retry("token: no answer in time".into()))?;
-        match answer {
-            Ok(token) => token
-                .token()
-                .map(str::to_owned)
-                .ok_or_else(|| retry("token: the answer holds none".into())),
-            Err(e) => Err(refused(e)),
+        // An answer without a token, such as a gateway's, is kept by yup-oauth2 like one with a token.
+        for new in [new, true] {
+            // A client of one's own has no timeout in yup-oauth2.
+            let answer = tokio::time::timeout(self.timeout, self.ask(new))
+                .await
+                .map_err(|_| retry("token: no answer in time".into()))?;
+            let token = answer.map_err(refused)?;
+            if let Some(token) = token.token() {
+                return Ok(token.to_owned());
+            }
+        }
+        Err(retry("token: the answer holds none".into()))
+    }
+
+    async fn ask(&self, new: bool) -> Result<AccessToken, Error> {
+        let scopes = [self.scope];
+        match (&self.source, new) {
+            (Source::Direct(a), false) => a.token(&scopes).await,
+            (Source::Direct(a), true) => a.force_refreshed_token(&scopes).await,
+            (Source::Proxied(a), false) => a.token(&scopes).await,
+            (Source::Proxied(a), true) => a.force_refreshed_token(&scopes).await,
         }
     }
 }

@@ -42,6 +42,8 @@ struct Secops {
     form: Form,
     max_bytes: usize,
     after_429: Duration,
+    /// The interface that requests leave by, if one is named.
+    interface: Option<String>,
 }
 
 /// Checks the settings.
@@ -84,10 +86,18 @@ pub(super) fn prepare(settings: &SecopsSettings) -> Result<Make, String> {
             let client = client(timeout, s.interface.as_deref(), proxy.as_ref())?;
             let interface = s.interface.as_deref();
             let auth = Auth::new(key, s.api, timeout, interface, proxy.as_ref()).await?;
-            let secops = Secops { client, auth, url, check, form, max_bytes, after_429 };
+            let interface = s.interface;
+            let secops = Secops { client, auth, url, check, form, max_bytes, after_429, interface };
             Ok(Arc::new(secops) as Arc<dyn Exporter>)
         })
     }))
+}
+
+/// Where batches go, if the settings say so.
+pub(super) fn ingestion_url(s: &SecopsSettings) -> Option<String> {
+    let customer = s.customer_id.as_deref().unwrap_or_default();
+    let log_type = s.log_type.as_deref().unwrap_or(LOG_TYPE);
+    address(s, customer, log_type).ok().map(String::from)
 }
 
 /// Where batches go.
@@ -166,24 +176,12 @@ impl Exporter for Secops {
     }
 
     fn send<'a>(&'a self, batch: &'a Frozen) -> Sending<'a> {
-        Box::pin(async move {
-            let body = self.form.body(batch);
-            let token = self.auth.token().await?;
-            let answer = match self.post(&token, body.clone()).await {
-                Ok(answer) if answer.status() == StatusCode::UNAUTHORIZED => {
-                    let token = self.auth.new_token().await?;
-                    self.post(&token, body.clone()).await
-                }
-                other => other,
-            };
-            let answer = answer.map_err(|e| failed(&e))?;
-            self.judge(answer, body.len(), batch.events.len()).await
-        })
+        Box::pin(async move { self.deliver(batch).await.map_err(|f| self.by_interface(f)) })
     }
 
     fn test(&self) -> std::pin::Pin<Box<dyn Future<Output = Result<String, String>> + Send + '_>> {
         Box::pin(async move {
-            let say = |f: Failure| match f {
+            let say = |f: Failure| match self.by_interface(f) {
                 Failure::Retry { why, .. } | Failure::Hold { why, .. } => why,
                 Failure::TooLarge { why } | Failure::Invalid { why } => why,
             };
@@ -192,7 +190,7 @@ impl Exporter for Secops {
                 return Ok(format!("a token was given; events go to {}", self.url));
             };
             let request = self.client.get(check.clone()).header(AUTHORIZATION, bearer(&token));
-            let answer = request.send().await.map_err(|e| chain(&e))?;
+            let answer = request.send().await.map_err(|e| say(failed(&e)))?;
             if answer.status().is_success() {
                 return Ok(format!("a token was given, and the log type is there: {check}"));
             }
@@ -204,6 +202,30 @@ impl Exporter for Secops {
 }
 
 impl Secops {
+    async fn deliver(&self, batch: &Frozen) -> Result<(), Failure> {
+        let body = self.form.body(batch);
+        let token = self.auth.token().await?;
+        let answer = match self.post(&token, body.clone()).await {
+            Ok(answer) if answer.status() == StatusCode::UNAUTHORIZED => {
+                let token = self.auth.new_token().await?;
+                self.post(&token, body.clone()).await
+            }
+            other => other,
+        };
+        let answer = answer.map_err(|e| failed(&e))?;
+        self.judge(answer, body.len(), batch.events.len()).await
+    }
+
+    /// A failure that may be the interface's says which one it is.
+    fn by_interface(&self, failure: Failure) -> Failure {
+        match (failure, &self.interface) {
+            (Failure::Retry { kind, why, after }, Some(name)) => {
+                Failure::Retry { kind, why: format!("by interface {name}: {why}"), after }
+            }
+            (other, _) => other,
+        }
+    }
+
     async fn post(&self, token: &str, body: Vec<u8>) -> Result<Response, reqwest::Error> {
         self.client
             .post(self.url.clone())

@@ -323,23 +323,26 @@ impl IndexBuilder {
     ///
     /// `frame` has to be what the file says: the recorded bytes and the recorded length on the
     /// wire. Records come in the order of the file.
+    ///
+    /// Returns the flow id that the packet gave a flow, if it may have begun one.
     #[inline]
-    pub fn add(&mut self, at: u64, frame: &Frame<'_>, timestamp_ns: u64) {
+    pub fn add(&mut self, at: u64, frame: &Frame<'_>, timestamp_ns: u64) -> Option<u64> {
         if self.full {
             self.incomplete = true;
-            return;
+            return None;
         }
         // As the file can say it.
         let seconds = timestamp_ns / 1_000_000_000 % (1 << 32);
         let timestamp_ns = seconds * 1_000_000_000 + timestamp_ns % 1_000_000_000;
         let link = Link::from_number(self.shared.link);
-        let Some(mut posting) = self.scratch.take() else { return };
+        let mut posting = self.scratch.take()?;
+        let mut begins = None;
         read(&Frame { link, ..*frame }, &mut posting);
         let offset = at as u32;
         for (n, key) in posting.keys.iter().take(posting.count).enumerate() {
             let flow = self.flow(key);
             if n == 0 {
-                self.note_birth(flow, key, &posting, timestamp_ns);
+                begins = self.note_birth(flow, key, &posting, timestamp_ns);
             }
             put(&self.shared.postings, self.posted, (u64::from(flow) << 32) | u64::from(offset));
             self.posted += 1;
@@ -353,6 +356,7 @@ impl IndexBuilder {
             || self.births + MOST > self.shared.birth_ids.len()
             || self.tagged + MOST > self.shared.tags.len()
             || at > LAST_OFFSET;
+        begins
     }
 
     fn publish(&self) {
@@ -393,7 +397,13 @@ impl IndexBuilder {
 
     /// Keeps the flow id that this packet would have given a flow, if it may have begun one.
     #[inline]
-    fn note_birth(&mut self, flow: u32, key: &Key, posting: &Posting, timestamp_ns: u64) {
+    fn note_birth(
+        &mut self,
+        flow: u32,
+        key: &Key,
+        posting: &Posting,
+        timestamp_ns: u64,
+    ) -> Option<u64> {
         let last = self.shared.row(flow as usize, LAST);
         self.shared.set_row(flow as usize, LAST, timestamp_ns.max(1));
         let tcp = posting.decoded.tcp;
@@ -401,13 +411,14 @@ impl IndexBuilder {
         if !(syn || last == 0 || timestamp_ns.saturating_sub(last) >= QUIET_NS)
             || key.kind() != super::key::Kind::Flow
         {
-            return;
+            return None;
         }
         let id = flow_id(&key.0, timestamp_ns, opening(tcp.flags, tcp.seq));
         put(&self.shared.birth_flows, self.births, u64::from(flow));
         put(&self.shared.birth_ids, self.births, id);
         self.births += 1;
         self.shared.births.store(self.births as u32, Ordering::Release);
+        Some(id)
     }
 
     /// Times and tags by block.

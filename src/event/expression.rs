@@ -1,10 +1,11 @@
 //! Expressions over an event's fields: `protocol == "TCP" and (dst_port in [80, 443] or bytes > 1e6)`.
 //!
-//! A comparison is `FIELD OP VALUE` with `==`, `!=`, `<`, `<=`, `>`, `>=`, `contains`, or
+//! A comparison is `FIELD OP VALUE` with `==`, `!=`, `<`, `<=`, `>`, `>=`, `contains`, `ends_with`, or
 //! `FIELD in [VALUE, ...]` or `FIELD in NETWORK` (`10.0.0.0/8`); a field alone asks whether it is
 //! there. `and`, `or`, `not` and parentheses combine. An absent field equals nothing and compares
 //! with nothing; `!=` holds for it.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -39,34 +40,68 @@ enum Op {
     Gt,
     Ge,
     Contains,
+    EndsWith,
+}
+
+/// The fields of an event, by their names in its JSON line.
+pub trait Fields {
+    /// `None`: the event has no such field.
+    fn field(&self, name: &str) -> Option<Cow<'_, Value>>;
+
+    /// A field that is an address.
+    fn address(&self, name: &str) -> Option<IpAddr> {
+        self.field(name)?.as_str()?.parse().ok()
+    }
+}
+
+impl Fields for Map<String, Value> {
+    fn field(&self, name: &str) -> Option<Cow<'_, Value>> {
+        self.get(name).map(Cow::Borrowed)
+    }
 }
 
 impl Expression {
     /// Whether it holds for an event.
-    pub fn holds(&self, event: &Map<String, Value>) -> bool {
+    pub fn holds(&self, event: &impl Fields) -> bool {
         self.0.holds(event)
+    }
+
+    /// The fields that it asks for.
+    pub fn fields(&self) -> Vec<&str> {
+        let mut out = Vec::new();
+        self.0.fields(&mut out);
+        out
     }
 }
 
 impl Node {
-    fn holds(&self, e: &Map<String, Value>) -> bool {
+    fn fields<'a>(&'a self, out: &mut Vec<&'a str>) {
+        match self {
+            Self::All(parts) | Self::Any(parts) => parts.iter().for_each(|p| p.fields(out)),
+            Self::Not(part) => part.fields(out),
+            Self::There(field)
+            | Self::Test(field, ..)
+            | Self::OneOf(field, _)
+            | Self::Within(field, _) => out.push(field),
+        }
+    }
+
+    fn holds(&self, e: &impl Fields) -> bool {
         match self {
             Self::All(parts) => parts.iter().all(|p| p.holds(e)),
             Self::Any(parts) => parts.iter().any(|p| p.holds(e)),
             Self::Not(part) => !part.holds(e),
-            Self::There(field) => e.contains_key(field),
-            Self::Test(field, op, value) => match e.get(field) {
-                Some(found) => op.holds(found, value),
+            Self::There(field) => e.field(field).is_some(),
+            Self::Test(field, op, value) => match e.field(field) {
+                Some(found) => op.holds(&found, value),
                 None => *op == Op::Ne,
             },
             Self::OneOf(field, values) => {
-                e.get(field).is_some_and(|found| values.iter().any(|v| Op::Eq.holds(found, v)))
+                e.field(field).is_some_and(|found| values.iter().any(|v| Op::Eq.holds(&found, v)))
             }
-            Self::Within(field, network) => e
-                .get(field)
-                .and_then(Value::as_str)
-                .and_then(|text| text.parse::<IpAddr>().ok())
-                .is_some_and(|ip| network.contains(&ip)),
+            Self::Within(field, network) => {
+                e.address(field).is_some_and(|ip| network.contains(&ip))
+            }
         }
     }
 }
@@ -95,8 +130,11 @@ impl Op {
             Self::Le => order.is_some_and(|o| o.is_le()),
             Self::Gt => order.is_some_and(|o| o.is_gt()),
             Self::Ge => order.is_some_and(|o| o.is_ge()),
-            Self::Contains => match (found, value) {
-                (Value::String(a), Value::String(b)) => a.contains(b.as_str()),
+            Self::Contains | Self::EndsWith => match (found, value) {
+                (Value::String(a), Value::String(b)) if self == Self::Contains => {
+                    a.contains(b.as_str())
+                }
+                (Value::String(a), Value::String(b)) => a.ends_with(b.as_str()),
                 _ => false,
             },
         }
@@ -223,8 +261,10 @@ impl<'a> Parser<'a> {
                 return Ok(Node::Test(field, op, self.value()?));
             }
         }
-        if self.word("contains") {
-            return Ok(Node::Test(field, Op::Contains, self.value()?));
+        for (word, op) in [("contains", Op::Contains), ("ends_with", Op::EndsWith)] {
+            if self.word(word) {
+                return Ok(Node::Test(field, op, self.value()?));
+            }
         }
         Ok(Node::There(field))
     }
@@ -308,6 +348,8 @@ mod tests {
             ("src_ip in 10.1.2.3", true),
             ("sni contains \"example\"", true),
             ("dns_query contains \"x\"", false),
+            ("sni ends_with \".example\" and not sni ends_with \"a.exampl\"", true),
+            ("bytes ends_with \"0\"", false),
             ("dns_query == 1 or dns_query < 1", false),
             ("dns_query != \"x\" and protocol != \"UDP\"", true),
             ("final == true and vlan == 4", true),
