@@ -220,7 +220,7 @@ impl Counters {
 #[derive(Debug)]
 pub struct Published {
     counters: [AtomicU64; COUNT],
-    /// How often the owner published: a thread that goes on does so time and again.
+    /// The owner's last turn: a thread that goes on has a new one time and again.
     beats: AtomicU64,
 }
 
@@ -237,10 +237,15 @@ impl Published {
         for (to, from) in self.counters.iter().zip(counters.0) {
             to.store(from, Ordering::Relaxed);
         }
-        self.beats.store(self.beats() + 1, Ordering::Relaxed);
     }
 
-    /// How often the owner published.
+    /// Says which turn the owner is at; called by the owner alone.
+    #[inline]
+    pub fn beat(&self, turn: u64) {
+        self.beats.store(turn, Ordering::Relaxed);
+    }
+
+    /// The turn that the owner is at.
     pub fn beats(&self) -> u64 {
         self.beats.load(Ordering::Relaxed)
     }

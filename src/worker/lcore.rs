@@ -85,6 +85,7 @@ pub fn run(mut tasks: Vec<Task>, shared: &Arc<Shared>, board: &Published) -> Lco
             turn != Turn::End
         });
         turns = turns.wrapping_add(1);
+        board.beat(u64::from(turns));
         let mut slept = false;
         if busy {
             idle = 0;

@@ -57,7 +57,7 @@ def health(guest):
 
 
 def wait_for_packets(guest, wanted):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while (seen := health(guest)) != wanted:
         if time.monotonic() > deadline:
             raise Failed(f"{seen} packets were seen, not {wanted}\n" + guest.run("journalctl -u malakocut -n 30")[1])
