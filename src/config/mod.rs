@@ -412,8 +412,8 @@ mod tests {
         for line in shipped.lines() {
             // Commented out or not.
             let line = line.trim_start_matches(['#', ' ']);
-            if let Some(name) = line.strip_prefix('[').and_then(|l| l.split(']').next()) {
-                table = name.trim_start_matches('[').to_owned();
+            if line.starts_with('[') && line.ends_with(']') {
+                table = line.trim_matches(['[', ']']).to_owned();
             } else if let Some((key, _)) = line.split_once(" = ") {
                 found.insert(format!("{table}.{}", key.trim()));
             }
