@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod capture;
 pub mod cli;
 pub mod config;
@@ -24,6 +25,7 @@ pub mod gomon;
 pub mod inspect;
 pub mod journal;
 pub mod packet;
+pub mod secret;
 pub mod sensor;
 pub mod spool;
 pub mod status;

@@ -33,6 +33,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// The web server says how many threads it starts, and who left in the middle of an answer.
+const ORDINARY: &str = "info,actix_server=warn,actix_http=off";
+
 fn refuse(why: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("malakocut: {why}");
     ExitCode::from(2)
@@ -42,7 +45,7 @@ fn refuse(why: &dyn std::fmt::Display) -> ExitCode {
 /// goes to a file too.
 fn start_log(debug: bool) -> std::io::Result<()> {
     let filter =
-        EnvFilter::try_from_env("MALAKOCUT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+        EnvFilter::try_from_env("MALAKOCUT_LOG").unwrap_or_else(|_| EnvFilter::new(ORDINARY));
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let stderr = fmt::layer().with_writer(std::io::stderr).with_ansi(ansi).with_target(false);
     let file = if debug {

@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use super::client::{AlertPage, Client, Door, question};
 use super::text::{self, Paint};
-use super::{Outcome, Refused, time};
+use super::{Outcome, Refused};
 use crate::control::Alert;
+use crate::journal::query::text::show;
 
 /// How often it is asked for new ones.
 const FOLLOW: Duration = Duration::from_secs(1);
@@ -84,7 +85,7 @@ fn line(alert: &Alert, paint: Paint) -> String {
         Some(2) => paint.notable(&shown),
         _ => shown,
     };
-    let at = time::show(alert.timestamp_ns);
+    let at = show(alert.timestamp_ns);
     let ends = format!("{} > {}", end(&alert.event, "src"), end(&alert.event, "dest"));
     format!("{:>6}  {at:<20}  {shown}  {ends:<43}  {}", alert.number, what(&alert.event))
 }

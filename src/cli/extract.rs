@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 
-use super::{Outcome, Place, Refused, text, time};
-use crate::event::parse_community_id;
+use super::{Outcome, Place, Refused, text};
 use crate::journal::catalogue;
 use crate::journal::extract::{Format, Output, OutputError};
+use crate::journal::query::text::{community, flow_id, moment, protocol, show};
 use crate::journal::query::{Answer, End, Identity, Journal, Net, Query, Report, Terms};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -69,10 +69,10 @@ pub(super) struct Extract {
     #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
     filter: Option<String>,
     /// The first moment: 2026-01-02T03:04:05Z, seconds since 1970, or -15m for so long before now
-    #[arg(long, value_name = "TIME", value_parser = time::moment, allow_hyphen_values = true)]
+    #[arg(long, value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
     start: Option<u64>,
     /// The last moment
-    #[arg(long, value_name = "TIME", value_parser = time::moment, allow_hyphen_values = true)]
+    #[arg(long, value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
     end: Option<u64>,
     /// Only packets of this link type (LINKTYPE_ number, 1 is Ethernet)
     #[arg(long, value_name = "NUMBER")]
@@ -99,35 +99,6 @@ pub(super) struct Extract {
     place: Place,
 }
 
-fn protocol(text: &str) -> Result<u8, String> {
-    Ok(match text.to_ascii_lowercase().as_str() {
-        "icmp" => 1,
-        "igmp" => 2,
-        "tcp" => 6,
-        "udp" => 17,
-        "gre" => 47,
-        "esp" => 50,
-        "icmp6" | "icmpv6" => 58,
-        "ospf" => 89,
-        "sctp" => 132,
-        number => number
-            .parse()
-            .map_err(|_| "tcp, udp, icmp, icmp6, sctp, gre, esp, or a number to 255".to_owned())?,
-    })
-}
-
-fn community(text: &str) -> Result<Identity, String> {
-    parse_community_id(text)
-        .map(Identity::Community)
-        .ok_or_else(|| "like 1:0obY5qdXvEqAjcWj+38nMbjXg2c= (version 1)".to_owned())
-}
-
-fn flow_id(text: &str) -> Result<Identity, String> {
-    let hex = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
-    let id = hex.then(|| u64::from_str_radix(text, 16).ok()).flatten();
-    id.map(Identity::FlowId).ok_or_else(|| "16 hexadecimal digits".to_owned())
-}
-
 impl Extract {
     fn query(&self, idle_timeout: Duration) -> Query {
         Query {
@@ -147,6 +118,7 @@ impl Extract {
             to_ns: self.end.unwrap_or(u64::MAX),
             link: self.link,
             idle_timeout,
+            ..Query::default()
         }
     }
 
@@ -285,8 +257,8 @@ fn say_losses(journal: &Journal, query: &Query) {
         eprintln!(
             "malakocut-cli: {} of all traffic were received and not journaled between {} and {} ({})",
             text::count(lost, "packet"),
-            time::show(from),
-            time::show(to),
+            show(from),
+            show(to),
             reasons.join(", ")
         );
     }

@@ -7,10 +7,11 @@ use std::path::Path;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Outcome, Place, Refused, text, time};
+use super::{Outcome, Place, Refused, text};
 use crate::journal::catalogue::{self, Entry};
 use crate::journal::disk::{RealDisk, replace};
 use crate::journal::index::{self, Damage, IndexError, IndexFile, IndexKey};
+use crate::journal::query::text::show;
 use crate::journal::recover::{self, Repaired};
 use crate::journal::{Indexes, JournalError, Lock, check};
 
@@ -132,8 +133,8 @@ impl Ls {
             println!(
                 "{:>8}  {:<20}  {:<20}  {:>9}  {:>9}  {:>6}  {:>4}  {state}",
                 entry.number,
-                time::show(from_ns),
-                times.map_or_else(|| "-".into(), |t| time::show(t.1)),
+                show(from_ns),
+                times.map_or_else(|| "-".into(), |t| show(t.1)),
                 or_dash(index.as_ref().map(IndexFile::packets)),
                 text::bytes(entry.len),
                 part.unwrap_or_else(|| "-".into()),

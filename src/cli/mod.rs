@@ -15,7 +15,6 @@ mod names;
 mod reload;
 mod status;
 mod text;
-mod time;
 mod top;
 
 use std::ffi::OsString;

@@ -134,6 +134,10 @@ pub struct Layer {
     #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
     #[serde(deserialize_with = "units::de_bytes")]
     pub journal_cutoff: Option<u64>,
+    /// Unix socket on which status, flows and alerts are asked for and lists are reloaded
+    /// [default: /run/malakocut.sock; none with --read]
+    #[arg(long, value_name = "PATH")]
+    pub control_socket: Option<PathBuf>,
     /// Print totals at the end, on standard output [default: text with --read]
     #[arg(long, value_name = "text|json", hide_possible_values = true)]
     pub summary: Option<SummaryFormat>,
@@ -223,6 +227,7 @@ impl Layer {
             min_free: self.min_free.or(lower.min_free),
             pcap_filter: self.pcap_filter.or(lower.pcap_filter),
             journal_cutoff: self.journal_cutoff.or(lower.journal_cutoff),
+            control_socket: self.control_socket.or(lower.control_socket),
             summary: self.summary.or(lower.summary),
             sensor: self.sensor.or(lower.sensor),
             debug: self.debug || lower.debug,

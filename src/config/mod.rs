@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::api;
 use crate::filter;
 use crate::journal::admit::Rules;
 
@@ -105,6 +106,7 @@ pub struct Config {
     /// Exporters by name, `none` and `file` left out.
     pub exporters: Vec<String>,
     pub export: export::Settings,
+    pub api: api::Settings,
 }
 
 /// malakocut, a network detection and response sensor for a mirror port.
@@ -222,7 +224,17 @@ impl Config {
             debug: l.debug,
             exporters,
             export,
+            api: api::Settings { socket: socket_path(l.control_socket, is_file) },
         })
+    }
+}
+
+/// Where the control socket goes: live sources have one, a file being read only if it is asked for.
+fn socket_path(given: Option<PathBuf>, is_file: bool) -> Option<api::SocketPath> {
+    match given {
+        Some(path) => Some(api::SocketPath { path, is_wanted: true }),
+        None if is_file => None,
+        None => Some(api::SocketPath { path: api::CONTROL_SOCKET.into(), is_wanted: false }),
     }
 }
 

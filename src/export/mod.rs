@@ -23,13 +23,14 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::event::{About, EventWriter, FlowEvent};
+use crate::secret::{credential_path, read as secret};
 use crate::spool::{Limits, Spool, SpoolError};
 use crate::status::{ExportStatus, ExporterStatus, SpoolStatus};
 
@@ -328,22 +329,4 @@ pub fn ingestion_url(settings: &Settings) -> Option<String> {
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
-}
-
-/// A secret: from the environment, or a systemd credential.
-fn secret(variable: &str, credential: &str) -> Result<Option<String>, String> {
-    match std::env::var(variable) {
-        Ok(value) if !value.is_empty() => return Ok(Some(value)),
-        Err(std::env::VarError::NotUnicode(_)) => return Err(format!("{variable} is not UTF-8")),
-        _ => {}
-    }
-    let Some(path) = credential_path(credential) else { return Ok(None) };
-    let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
-}
-
-/// A systemd credential's file, if there is one.
-fn credential_path(name: &str) -> Option<PathBuf> {
-    let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(name);
-    path.exists().then_some(path)
 }

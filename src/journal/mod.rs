@@ -128,6 +128,7 @@ pub struct Handle {
     monitor: Monitor,
     is_live: Arc<AtomicBool>,
     live: Arc<Live>,
+    directory: PathBuf,
     _lock: Lock,
 }
 
@@ -168,6 +169,10 @@ impl Handle {
     /// Where counters and status can be read meanwhile.
     pub fn monitor(&self) -> Monitor {
         self.monitor.clone()
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// The segments that are not sealed yet.
@@ -245,5 +250,5 @@ pub fn start(config: JournalConfig) -> Result<(Scribe, Handle), JournalError> {
     let rotation = Rotation { size: config.rotate_size, age: Some(ROTATE_AGE) };
     let scribe = Scribe::new(Stage::new(exchange, rotation, BUFFERS), admission);
     let monitor = Monitor { counters, board, signals };
-    Ok((scribe, Handle { writer, keeper, monitor, is_live, live, _lock: lock }))
+    Ok((scribe, Handle { writer, keeper, monitor, is_live, live, directory, _lock: lock }))
 }

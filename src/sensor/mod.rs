@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use dpdk::lcore::{self, Lcore, Thread};
 use rtrb::RingBuffer;
 
+use crate::api::{Api, ApiError};
 use crate::capture::{Complaint, OpenError, Source, Steer};
 use crate::config::{Config, PollMode, SourceConfig, SummaryFormat};
 use crate::control::{Ask, Reloaded};
@@ -70,6 +71,8 @@ pub enum RunError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Export(#[from] ExportError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
     #[error("the CPUs of this process could not be read: {0}")]
     Affinity(std::io::Error),
     #[error("signals could not be set up: {0}")]
@@ -126,7 +129,9 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         sensor: &config.sensor,
         waits: is_file(config),
     })?;
-    let (_house, front) = Front::open(config);
+    let (house, front) = Front::open(config);
+    // Dropped last: it answers until everything has ended.
+    let _api = Api::start(&config.api, house, journal.as_ref().map(|(_, handle)| handle))?;
     // Only the tables need them, and they cost a look at every event.
     let highlights = (config.summary == Some(SummaryFormat::Text)).then(Highlights::default);
     let debug = config.debug;
@@ -308,6 +313,8 @@ impl Running {
         let begun = Instant::now();
         let mut tick = begun;
         let (mut ticks, mut lost) = (0u32, 0);
+        let counters = self.counters();
+        self.publish(&counters, outputs);
         loop {
             if stop.is_wanted() {
                 self.shared.stop.store(true, Ordering::Relaxed);

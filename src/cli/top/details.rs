@@ -9,7 +9,8 @@ use serde_json::Value;
 use super::app::App;
 use super::fetch::{Row, id_of};
 use crate::cli::flows::{end, string};
-use crate::cli::{alerts, names, text, time};
+use crate::cli::{alerts, names, text};
+use crate::journal::query::text::show;
 
 /// Rounds whose bytes are kept.
 const ROUNDS: usize = 256;
@@ -153,7 +154,7 @@ impl Details {
         let of_hosts = of_hosts.into_iter().take(HOST_ALERTS).map(|a| ("its host", a));
         for (name, alert) in of_flow.into_iter().map(|a| ("alert", a)).chain(of_hosts) {
             let said = look.text(&alerts::what(&alert.event)).into_owned();
-            let at = time::show(alert.timestamp_ns);
+            let at = show(alert.timestamp_ns);
             let name = Span::styled(format!("{name:<12} "), look.faint());
             out.push(Line::from(vec![name, Span::styled(format!("{at} {said}"), look.bad())]));
         }

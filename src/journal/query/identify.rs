@@ -9,6 +9,9 @@
 //! the packets of that tuple from the flow's first on, so that the answer is what the event counted
 //! (unless the table was full and ended the flow early).
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use super::expr::Expr;
 use super::segment::{Bound, Gap, Known, Places, Plan, Reader, Segment};
 use super::terms::{Communities, Found, Identity, Net, Wanted};
@@ -35,8 +38,12 @@ pub(super) fn resolve(
     query: &Query,
     report: &mut Report,
 ) -> Option<Found> {
-    let mut search =
-        Search { identity, communities: Communities::default(), posting: Box::default() };
+    let mut search = Search {
+        identity,
+        communities: Communities::default(),
+        posting: Box::default(),
+        stop: Arc::clone(&query.stop),
+    };
     let near: Vec<&Segment> = segments
         .iter()
         .filter(|s| {
@@ -61,6 +68,7 @@ struct Search {
     identity: Identity,
     communities: Communities,
     posting: Box<Posting>,
+    stop: Arc<AtomicBool>,
 }
 
 impl Search {
@@ -159,7 +167,7 @@ impl Search {
             Some(plan) => plan,
             None => Plan { places, ..Plan::of(segment, &everything).ok()?? },
         };
-        let (mut reader, link) = Reader::open(plan).ok()?;
+        let (mut reader, link) = Reader::open(plan, &self.stop).ok()?;
         let found = loop {
             match reader.next() {
                 Ok(Some(record)) => {
@@ -238,13 +246,14 @@ fn end_of(
         to_ns: u64::MAX,
     };
     let wanted = Wanted { flow: Some(*found), ..Wanted::default() };
-    let joined = join::Joined::gather(journal, segments, &wanted, found.from_ns, u64::MAX, report);
+    let window = (found.from_ns, u64::MAX);
+    let joined = join::Joined::gather(journal, segments, &wanted, window, &query.stop, report);
     let mut plans = plan_all(segments, &bound, report);
     plans.sort_by_key(|p| (p.min_ns, p.number));
     let mut clock = 0;
     let mut posting = Box::<Posting>::default();
     for plan in plans {
-        let Ok((mut reader, link)) = Reader::open(plan) else { continue };
+        let Ok((mut reader, link)) = Reader::open(plan, &query.stop) else { continue };
         while let Ok(Some(record)) = reader.next() {
             let ns = record.header.timestamp_ns;
             let data = reader.data(&record);

@@ -5,6 +5,8 @@
 //! hosts, protocol and id, or where that is missing with the next one.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::expr::Expr;
 use super::segment::{Bound, Gap, Reader, Segment};
@@ -37,8 +39,8 @@ impl Joined {
         journal: &Journal,
         segments: &[Segment],
         wanted: &Wanted,
-        from_ns: u64,
-        to_ns: u64,
+        (from_ns, to_ns): (u64, u64),
+        stop: &Arc<AtomicBool>,
         report: &mut Report,
     ) -> Self {
         let mut out = Self::default();
@@ -63,7 +65,7 @@ impl Joined {
         for plan in plan_all(segments, &bound, report) {
             let number = plan.number;
             let gap = |what: String| Gap { segment: number, what };
-            let (mut reader, link) = match Reader::open(plan) {
+            let (mut reader, link) = match Reader::open(plan, stop) {
                 Ok(opened) => opened,
                 Err(e) => {
                     report.gaps.push(gap(e.to_string()));

@@ -16,13 +16,14 @@ mod identify;
 mod join;
 mod segment;
 mod terms;
+pub mod text;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -60,6 +61,8 @@ pub struct Query {
     pub link: Option<u16>,
     /// The idle timeout of the sensor, which decides where a flow of a flow id ends.
     pub idle_timeout: Duration,
+    /// Set from another thread it ends the work within a read; what was not read is a gap.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl Default for Query {
@@ -72,6 +75,7 @@ impl Default for Query {
             to_ns: u64::MAX,
             link: None,
             idle_timeout: Duration::from_secs(60),
+            stop: Arc::default(),
         }
     }
 }
@@ -182,8 +186,10 @@ impl Journal {
 
     /// The packets that a question is about.
     pub fn query(&self, query: &Query) -> Result<Answer, QueryError> {
-        let asked = self.ask(query)?;
-        let Some(asked) = asked else { return Ok(Answer::empty()) };
+        let asked = match self.ask(query)? {
+            Ok(asked) => asked,
+            Err(report) => return Ok(Answer::empty(report)),
+        };
         let mut report = asked.report;
         let mut waiting = asked.plans;
         report.segments = asked.segments;
@@ -201,7 +207,7 @@ impl Journal {
 
     /// What a question would take.
     pub fn estimate(&self, query: &Query) -> Result<Estimate, QueryError> {
-        let Some(asked) = self.ask(query)? else { return Ok(Estimate::default()) };
+        let Ok(asked) = self.ask(query)? else { return Ok(Estimate::default()) };
         let mut out = Estimate { packets: Some(0), ..Estimate::default() };
         for plan in &asked.plans {
             out.segments += 1;
@@ -236,8 +242,8 @@ impl Journal {
         Ok(out)
     }
 
-    /// Everything up to the reading of packets; `None` where an identity is no flow's.
-    fn ask(&self, query: &Query) -> Result<Option<Asked>, QueryError> {
+    /// Everything up to the reading of packets; where an identity is no flow's, what was read for it.
+    fn ask(&self, query: &Query) -> Result<Result<Asked, Report>, QueryError> {
         if query.from_ns > query.to_ns {
             return Err(QueryError::Window);
         }
@@ -251,7 +257,7 @@ impl Journal {
                     check.to_ns = check.to_ns.min(found.to_ns.saturating_add(join::LIFE_NS));
                     check.wanted.flow = Some(found);
                 }
-                None => return Ok(None),
+                None => return Ok(Err(report)),
             }
         }
         let (from_ns, to_ns) = (check.from_ns, check.to_ns);
@@ -262,8 +268,9 @@ impl Journal {
                 && max >= from_ns.saturating_sub(join::LIFE_NS)
         });
         if check.wanted.joins() {
+            let window = (from_ns, to_ns);
             check.joined =
-                Joined::gather(self, &segments, &check.wanted, from_ns, to_ns, &mut report);
+                Joined::gather(self, &segments, &check.wanted, window, &query.stop, &mut report);
         }
         let keys = check.wanted.keys().map(|mut keys| {
             let fragments: Vec<_> = keys.iter().map(terms::fragments_of).collect();
@@ -288,7 +295,7 @@ impl Journal {
         let count = in_window.count();
         let mean = mean_record(&segments);
         let plans = plan_all(&segments, &bound, &mut report);
-        Ok(Some(Asked { check, plans, report, segments: count, mean }))
+        Ok(Ok(Asked { check, plans, report, segments: count, mean }))
     }
 
     /// The segments there are, with their indexes open.
@@ -458,6 +465,7 @@ struct Check {
     from_ns: u64,
     to_ns: u64,
     link: Option<u16>,
+    stop: Arc<AtomicBool>,
     /// Nothing of a packet's content is asked.
     is_any: bool,
     scratch: Box<Posting>,
@@ -482,6 +490,7 @@ impl Check {
             from_ns: query.from_ns,
             to_ns: query.to_ns,
             link: query.link,
+            stop: Arc::clone(&query.stop),
             is_any,
             scratch: Box::default(),
         })
@@ -589,7 +598,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn empty() -> Self {
+    fn empty(report: Report) -> Self {
         let check = Check {
             wanted: Wanted::default(),
             joined: Joined::default(),
@@ -598,16 +607,11 @@ impl Answer {
             from_ns: 0,
             to_ns: 0,
             link: None,
+            stop: Arc::default(),
             is_any: true,
             scratch: Box::default(),
         };
-        Self {
-            waiting: Vec::new(),
-            streams: Vec::new(),
-            check,
-            report: Report::default(),
-            newest: 0,
-        }
+        Self { waiting: Vec::new(), streams: Vec::new(), check, report, newest: 0 }
     }
 
     /// What was read and what is missing; whole when the last packet was given.
@@ -615,9 +619,21 @@ impl Answer {
         &self.report
     }
 
+    /// Leaves what is not read yet.
+    fn give_up(&mut self) {
+        let left =
+            self.streams.iter().map(|s| s.number).chain(self.waiting.iter().map(|p| p.number));
+        if let Some(segment) = left.min() {
+            let what = "given up before everything was read".into();
+            self.report.gaps.push(Gap { segment, what });
+        }
+        self.streams.clear();
+        self.waiting.clear();
+    }
+
     fn open(&mut self, plan: Plan) {
         let (number, path) = (plan.number, plan.path.clone());
-        match Reader::open(plan) {
+        match Reader::open(plan, &self.check.stop) {
             Ok((_, link)) if self.check.link.is_some_and(|wanted| wanted != link) => {}
             Ok((reader, link)) => self.streams.push(Stream {
                 reader,
@@ -672,6 +688,10 @@ impl Iterator for Answer {
     type Item = Packet;
 
     fn next(&mut self) -> Option<Packet> {
+        if self.check.stop.load(Ordering::Relaxed) {
+            self.give_up();
+            return None;
+        }
         let n = self.earliest()?;
         let stream = self.streams.get_mut(n)?;
         let Reverse(Held(packet)) = stream.held.pop()?;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::expr::{Blocks, Expr};
 use crate::journal::index::{
@@ -292,6 +293,7 @@ pub(super) struct Reader {
     next: usize,
     at: u64,
     scans: bool,
+    stop: Arc<AtomicBool>,
     buffer: Vec<u8>,
     start: u64,
     pub(super) bytes_read: u64,
@@ -299,7 +301,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn open(plan: Plan) -> io::Result<(Self, u16)> {
+    pub(super) fn open(plan: Plan, stop: &Arc<AtomicBool>) -> io::Result<(Self, u16)> {
         let file = File::open(&plan.path)?;
         let least = plan.anchors.as_ref().map(|all| {
             let mut least: Vec<u64> = all.iter().map(|a| a.min_ns).collect();
@@ -325,6 +327,7 @@ impl Reader {
             next: 0,
             at,
             scans: plan.how == How::Scan,
+            stop: Arc::clone(stop),
             buffer: Vec::new(),
             start: 0,
             bytes_read: 0,
@@ -352,6 +355,9 @@ impl Reader {
     pub(super) fn next(&mut self) -> io::Result<Option<Found>> {
         loop {
             let Some((at, until)) = self.place() else { return Ok(None) };
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(io::Error::other("given up before it was read"));
+            }
             match self.record(at, until)? {
                 Ok(header) => {
                     self.pass(at + header.size());

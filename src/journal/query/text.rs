@@ -1,14 +1,17 @@
-//! Moments as people write them.
+//! Parts of a question as people write them.
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
+
+use super::Identity;
+use crate::event::parse_community_id;
 
 const NS: u64 = 1_000_000_000;
 
 /// `2026-01-02T03:04:05.678Z` (RFC 3339), the same without zone for UTC or as a date alone, seconds
 /// since 1970 with or without a fraction, or so long before now: `-90s`, `-15m`, `-2h`, `-3d`.
 /// Nanoseconds since 1970.
-pub(super) fn moment(text: &str) -> Result<u64, String> {
+pub fn moment(text: &str) -> Result<u64, String> {
     let now = Timestamp::now().as_nanosecond();
     at(text.trim(), u64::try_from(now).unwrap_or(0)).ok_or_else(|| {
         "a moment is like 2026-01-02T03:04:05Z, 2026-01-02, 1767323045.5 or -15m (before now)"
@@ -60,9 +63,41 @@ fn span(text: &str) -> Option<u64> {
 }
 
 /// A moment as RFC 3339, UTC, to the second.
-pub(super) fn show(ns: u64) -> String {
+pub fn show(ns: u64) -> String {
     let time = Timestamp::from_nanosecond(i128::from(ns / NS * NS));
     time.map_or_else(|_| ns.to_string(), |t| t.to_string())
+}
+
+/// An IP protocol by its name or number.
+pub fn protocol(text: &str) -> Result<u8, String> {
+    Ok(match text.to_ascii_lowercase().as_str() {
+        "icmp" => 1,
+        "igmp" => 2,
+        "tcp" => 6,
+        "udp" => 17,
+        "gre" => 47,
+        "esp" => 50,
+        "icmp6" | "icmpv6" => 58,
+        "ospf" => 89,
+        "sctp" => 132,
+        number => number
+            .parse()
+            .map_err(|_| "tcp, udp, icmp, icmp6, sctp, gre, esp, or a number to 255".to_owned())?,
+    })
+}
+
+/// A flow by the `community_id` of its events.
+pub fn community(text: &str) -> Result<Identity, String> {
+    parse_community_id(text)
+        .map(Identity::Community)
+        .ok_or_else(|| "like 1:0obY5qdXvEqAjcWj+38nMbjXg2c= (version 1)".to_owned())
+}
+
+/// A flow by the `flow_id` of its events.
+pub fn flow_id(text: &str) -> Result<Identity, String> {
+    let hex = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let id = hex.then(|| u64::from_str_radix(text, 16).ok()).flatten();
+    id.map(Identity::FlowId).ok_or_else(|| "16 hexadecimal digits".to_owned())
 }
 
 #[cfg(test)]
