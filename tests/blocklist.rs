@@ -286,6 +286,41 @@ fn a_list_that_cannot_be_used_is_refused_before_anything_starts() {
     }
 }
 
+#[test]
+fn a_capture_of_which_nothing_is_journaled_is_read_to_its_end() {
+    // Events wait until the journal is past the packets before them; it never gets these.
+    let dir = tempfile::tempdir().unwrap();
+    let (log, list) = (dir.path().join("flows"), dir.path().join("list"));
+    let mut s = Script::default();
+    let flows = 20_000u64;
+    s.ask(0, 999, "www.example.org", "203.0.113.1", 60);
+    for n in 1..flows {
+        s.ask(10 * n, 1000 + n as u16, "www.hulu.com", "203.0.113.2", 60);
+    }
+    let capture = s.capture.write(dir.path(), "c.pcap");
+    fs::write(&list, "hulu.com\n").unwrap();
+    let args = ["--read", capture.to_str().unwrap(), "--journal", "on", "--summary", "json"];
+    let places = ["--data-dir", dir.path().to_str().unwrap(), "--flow-log", log.to_str().unwrap()];
+    for lcores in ["0@0", "0@0,1@0"] {
+        let ours = ["--blocklist", list.to_str().unwrap(), "--lcores", lcores];
+        let mut child = common::command().args(args).args(places).args(ours).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > deadline {
+                child.kill().unwrap();
+                panic!("it stands still");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert!(status.success());
+    }
+    assert_eq!(ports(&events(&log)), BTreeSet::from([999]));
+    assert_eq!(journaled(dir.path(), ""), 2 * 2);
+}
+
 /// Waits until the sensor's log has said something so many times.
 fn wait_for(log: &Path, text: &str, times: usize) {
     let deadline = Instant::now() + Duration::from_secs(30);

@@ -8,9 +8,11 @@ mod sensor;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use common::{Run, lines, number};
+use common::{Run, lines, number, packets_of, total};
 use sensor::{CLI, Sensor, text, wait};
 use serde_json::Value;
 
@@ -228,4 +230,50 @@ fn completions_and_the_manual_know_every_command() {
             "{command}: {manual}"
         );
     }
+}
+
+/// Sends at 100,000 packets a second while so many clients ask for flows and never read the answer;
+/// how many packets were lost.
+fn lost_beside(clients: usize) -> Option<u64> {
+    let sensor = Sensor::with_flows(&[])?;
+    let silent: Vec<UnixStream> = (0..clients)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&sensor.socket).unwrap();
+            for _ in 0..4 {
+                let question = b"GET /flows?limit=10000 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+                stream.write_all(question).unwrap();
+            }
+            stream
+        })
+        .collect();
+    let capture = sensor.dir.path().join("home.pcap");
+    let once = packets_of(&capture).len() as u64;
+    let send = ["-q", "--pps", "100000", "-l", "20", "-i", "sender", text(&capture)];
+    sensor.pair.output("tcpreplay", &send);
+    let sent = sensor.packets + 20 * once;
+    let mut lost = 0;
+    wait("everything is counted, and others are answered", || {
+        let status = sensor.status();
+        lost = total(&status["drops"]);
+        number(&status, "packets") + lost == sent
+    });
+    drop(silent);
+    Some(lost)
+}
+
+#[test]
+fn clients_that_never_read_cost_no_packet() {
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        let Some(lost) = lost_beside(8) else { return };
+        if lost == 0 {
+            println!("8 silent clients, 100,000 packets/s: nothing lost");
+            return;
+        }
+        all.push(lost);
+    }
+    // A machine that is too busy loses without them too.
+    let alone = lost_beside(0);
+    println!("lost beside silent clients {all:?}, without them {alone:?}");
+    assert!(alone.is_some_and(|lost| lost > 0), "{all:?} lost");
 }

@@ -17,11 +17,10 @@ use tokio::net::UnixStream;
 use tokio::runtime::{self, Runtime};
 
 use super::Refused;
+use crate::api::CONTROL_SOCKET;
 use crate::config::{self, Layer};
 use crate::control::Alert;
 
-/// Where the sensor listens when nobody says.
-const DEFAULT_SOCKET: &str = "/run/malakocut.sock";
 /// A sensor that does not answer for so long stands still.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -41,7 +40,8 @@ impl Door {
     pub(super) fn find(&self) -> Result<(Client, Layer), Refused> {
         let file = config::file_layer(self.config.as_deref()).map_err(Refused::because)?;
         let given = self.socket.clone().filter(|s| !s.as_os_str().is_empty());
-        let path = given.unwrap_or_else(|| DEFAULT_SOCKET.into());
+        let given = given.or_else(|| file.control_socket.clone());
+        let path = given.unwrap_or_else(|| CONTROL_SOCKET.into());
         Ok((Client::new(path)?, file))
     }
 

@@ -1,7 +1,8 @@
 //! The way of packets from a worker to the journal's lcore.
 //!
 //! The buffers themselves move through a ring. What finds no room there is dropped by the worker,
-//! which notes how many and until when, so that the journal can say where something is missing.
+//! which notes how many and until when, so that the journal can say where something is missing. What is
+//! not for the journal is told by its number only, so that both count the same packets.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use super::places::Progress;
 /// A way for as many packets as its ring holds.
 pub fn handover(packets: usize) -> (Giver, Taker) {
     let (ring, input) = RingBuffer::new(packets);
+    let (skips, skips_rx) = RingBuffer::new(packets);
     let lost = Arc::new(Lost::default());
     let taker = Taker {
         input,
@@ -23,9 +25,11 @@ pub fn handover(packets: usize) -> (Giver, Taker) {
         taken: 0,
         taken_ns: 0,
         checked_ns: 0,
+        skips: skips_rx,
+        skipped: 0,
         progress: Progress::default(),
     };
-    (Giver { ring, lost }, taker)
+    (Giver { ring, lost, skips, given: 0, untold: 0 }, taker)
 }
 
 /// Written by the worker alone.
@@ -39,6 +43,18 @@ struct Lost {
 pub struct Giver {
     ring: Producer<Mbuf>,
     lost: Arc<Lost>,
+    skips: Producer<Skip>,
+    /// Packets that were given, or lost.
+    given: u64,
+    /// Packets that were skipped and not yet told of.
+    untold: u64,
+}
+
+/// So many packets behind the first `after` are not for the journal.
+#[derive(Clone, Copy, Debug)]
+struct Skip {
+    after: u64,
+    packets: u64,
 }
 
 impl Giver {
@@ -48,6 +64,17 @@ impl Giver {
         let room = self.ring.slots().min(packets.len());
         if let Ok(chunk) = self.ring.write_chunk_uninit(room) {
             chunk.fill_from_iter(packets.drain(..room));
+            self.given += room as u64;
+        }
+    }
+
+    /// Tells that so many packets are not for the journal, of a burst of which `left` are; with 0 what
+    /// found no room before.
+    pub fn skip(&mut self, packets: u64, left: usize) {
+        self.untold += packets;
+        let skip = Skip { after: self.given + left as u64, packets: self.untold };
+        if self.untold > 0 && self.skips.push(skip).is_ok() {
+            self.untold = 0;
         }
     }
 
@@ -64,6 +91,7 @@ impl Giver {
         }
         let n = self.lost.packets.load(Ordering::Relaxed) + packets.len() as u64;
         self.lost.packets.store(n, Ordering::Release);
+        self.given += packets.len() as u64;
         free_burst(packets);
     }
 }
@@ -76,6 +104,8 @@ pub struct Taker {
     taken: u64,
     taken_ns: u64,
     checked_ns: u64,
+    skips: Consumer<Skip>,
+    skipped: u64,
     progress: Progress,
 }
 
@@ -119,8 +149,15 @@ impl Taker {
 
     /// Says that all is done but for so many of the packets that were taken.
     #[inline]
-    pub(super) fn done_but(&self, waiting: usize) {
-        self.progress.set(self.taken + self.seen - waiting as u64);
+    pub(super) fn done_but(&mut self, waiting: usize) {
+        let done = self.taken + self.seen - waiting as u64;
+        while let Ok(Skip { after, packets }) = self.skips.peek().copied()
+            && after <= done
+        {
+            self.skipped += packets;
+            let _ = self.skips.pop();
+        }
+        self.progress.set(done + self.skipped);
     }
 
     /// How far the journal is with this worker's packets.

@@ -89,7 +89,7 @@ impl Scribe {
         while !must_wait && let Some((n, until)) = self.oldest() {
             must_wait = !self.append(n, until);
         }
-        self.rings.iter().for_each(|r| r.input.done_but(r.taken.len() - r.used));
+        self.rings.iter_mut().for_each(|r| r.input.done_but(r.taken.len() - r.used));
         if must_wait {
             self.stage.tend(Instant::now());
             return Turn::Idle;

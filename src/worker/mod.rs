@@ -75,7 +75,8 @@ const ROOM: usize = 1024;
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
     pub event: FlowEvent,
-    /// Packets that its worker had received: the journal gets them all, in order, or loses them.
+    /// Packets that its worker had received: the journal gets them all, in order, loses them, or is told
+    /// that they are not for it.
     pub received: u64,
 }
 
@@ -403,11 +404,8 @@ impl Worker {
                 Turn::Busy
             }
             Poll::Packets(_) => {
-                let before = self.events.received;
                 self.events.received += self.batch.packets.len() as u64;
                 self.account();
-                // Silenced ones are gone by now, and the journal never sees them.
-                self.events.received = before + self.batch.packets.len() as u64;
                 self.hand_to_journal();
                 Turn::Busy
             }
@@ -521,9 +519,11 @@ impl Worker {
         let Silent { frames, packets, bytes } = std::mem::take(&mut self.silent);
         self.counters.add(Counter::SilencedPackets, packets);
         self.counters.add(Counter::SilencedBytes, bytes);
-        if self.journal.is_some() {
-            self.counters.add(Counter::JournalSilenced, u64::from(frames.count_ones()));
+        if let Some(journal) = &mut self.journal {
             self.batch.retain(|n, _, _| frames >> n & 1 == 0);
+            let silenced = u64::from(frames.count_ones());
+            self.counters.add(Counter::JournalSilenced, silenced);
+            journal.skip(silenced, self.batch.packets.len());
         }
     }
 
@@ -567,6 +567,7 @@ impl Worker {
             free_burst(&mut self.batch.packets);
             return true;
         };
+        journal.skip(0, self.batch.packets.len());
         if self.batch.packets.is_empty() {
             return true;
         }
