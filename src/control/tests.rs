@@ -173,8 +173,12 @@ fn a_field_asked_alone_is_that_of_the_line() {
         http: Some(Box::new(Http { host: name(), ..Http::default() })),
         ..Content::default()
     };
-    let full =
-        About { content: Some(&content), src_name: Some("s.example".into()), dst_name: None };
+    let full = About {
+        content: Some(&content),
+        src_name: Some("s.example".into()),
+        dst_name: None,
+        journal: None,
+    };
     let writer = RefCell::new(EventWriter::new("attic"));
     table(2).copy(0, 1 << 17, 3_000_000_000, |event| {
         for about in [&full, &About::default()] {
