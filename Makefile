@@ -4,12 +4,13 @@
 # make bench-check  instructions per packet against the committed figures (BLESS=--bless)
 # make soak   the journal under 200,000 power cuts and 1,000 kills (hours)
 # make fuzz   the parsers under coverage-guided fuzzing, FUZZ_SECONDS=60 each (stable toolchain)
+# make api-fuzz  the API driven by its own description, API_EXAMPLES=50 for each path (schemathesis)
 # make build | lint | clean
 
 CARGO ?= cargo
 CAPTURE := tests/captures/home.pcap.gz
 
-.PHONY: run build test bench bench-check soak fuzz lint toolchain clean
+.PHONY: run build test bench bench-check soak fuzz api-fuzz lint toolchain clean
 
 run: build
 	@scripts/setup-hugepages.sh || true
@@ -50,6 +51,12 @@ FUZZ_SECONDS ?= 60
 fuzz: toolchain
 	@scripts/install-packages.sh build
 	fuzz/run.sh $(FUZZ_SECONDS)
+
+API_EXAMPLES ?= 50
+api-fuzz: toolchain
+	@scripts/install-packages.sh test
+	$(CARGO) build --locked
+	tests/api_fuzz.sh target/debug/malakocut $(API_EXAMPLES)
 
 lint: toolchain
 	$(CARGO) fmt --all --check

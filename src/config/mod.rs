@@ -4,6 +4,7 @@
 //! sources of the layers below it. [`Config`] is the checked result. Nothing here opens anything
 //! but the configuration file.
 
+mod api;
 mod detect;
 mod layer;
 mod units;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::api;
+use crate::api::Settings as ApiSettings;
 use crate::filter;
 use crate::journal::admit::Rules;
 
@@ -104,7 +105,7 @@ pub struct Config {
     /// Exporters by name, `none` and `file` left out.
     pub exporters: Vec<String>,
     pub export: export::Settings,
-    pub api: api::Settings,
+    pub api: ApiSettings,
 }
 
 /// malakocut, a network detection and response sensor for a mirror port.
@@ -146,6 +147,7 @@ impl Config {
         let source =
             l.source()?.unwrap_or_else(|| SourceConfig::Interface(DEFAULT_INTERFACE.into()));
         let is_file = matches!(source, SourceConfig::Files(_));
+        let api = api::settings(&l, is_file)?;
         let wants_log = l.exporter.iter().any(|e| e == "file");
         if let Some(unknown) = l.exporter.iter().find(|e| !export::NAMES.contains(&e.as_str())) {
             let names = export::NAMES.join(", ");
@@ -195,6 +197,7 @@ impl Config {
         if let Err(e) = filter::Filter::compile(&filter, 1) {
             return bad(format!("--pcap-filter: {e}"));
         }
+        let idle_timeout = l.idle_timeout.unwrap_or(Duration::from_secs(60));
         // Beside the events only when asked for.
         let text = (is_file && !on_stdout).then_some(SummaryFormat::Text);
         Ok(Self {
@@ -207,7 +210,7 @@ impl Config {
             inspect_packets: l.inspect_packets.unwrap_or(10),
             watch,
             max_flows: l.max_flows.unwrap_or(1_000_000),
-            idle_timeout: l.idle_timeout.unwrap_or(Duration::from_secs(60)),
+            idle_timeout,
             active_timeout: l.active_timeout.unwrap_or(Duration::from_secs(300)),
             // A capture file is already a file.
             journal: l.journal.map_or(!is_file, Switch::is_on),
@@ -222,17 +225,8 @@ impl Config {
             debug: l.debug,
             exporters,
             export,
-            api: api::Settings { socket: socket_path(l.control_socket, is_file) },
+            api: ApiSettings { idle_timeout, ..api },
         })
-    }
-}
-
-/// Where the control socket goes: live sources have one, a file being read only if it is asked for.
-fn socket_path(given: Option<PathBuf>, is_file: bool) -> Option<api::SocketPath> {
-    match given {
-        Some(path) => Some(api::SocketPath { path, is_wanted: true }),
-        None if is_file => None,
-        None => Some(api::SocketPath { path: api::CONTROL_SOCKET.into(), is_wanted: false }),
     }
 }
 
