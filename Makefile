@@ -7,12 +7,13 @@
 # make install | uninstall   on this machine, with the systemd service (as root)
 # make deb    the Debian package, in target/deb
 # make vm-test  the package in a Debian guest under qemu: NIC, service, power cut, undo (minutes)
+# make api-fuzz  the API driven by its own description, API_EXAMPLES=50 for each path (schemathesis)
 # make build | lint | clean
 
 CARGO ?= cargo
 CAPTURE := tests/captures/home.pcap.gz
 
-.PHONY: run build test bench bench-check soak fuzz install uninstall deb vm-test lint toolchain clean
+.PHONY: run build test bench bench-check soak fuzz api-fuzz install uninstall deb vm-test lint toolchain clean
 
 run: build
 	@scripts/setup-hugepages.sh || true
@@ -70,6 +71,12 @@ vm-test: toolchain
 	@scripts/install-packages.sh build
 	$(CARGO) build --locked --bins $(if $(filter release,$(VM_PROFILE)),--release)
 	tests/vm/run.py target/$(VM_PROFILE)
+
+API_EXAMPLES ?= 50
+api-fuzz: toolchain
+	@scripts/install-packages.sh test
+	$(CARGO) build --locked
+	tests/api_fuzz.sh target/debug/malakocut $(API_EXAMPLES)
 
 lint: toolchain
 	$(CARGO) fmt --all --check

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 build=(build-essential pkg-config clang libclang-dev libdpdk-dev libpcap0.8-dev libssl-dev zlib1g-dev ca-certificates)
-test=(nats-server openssl tcpdump tshark tcpreplay ethtool iproute2 procps util-linux e2fsprogs mount tmux ieee-data)
+test=(curl nats-server openssl tcpdump tshark tcpreplay ethtool iproute2 procps util-linux e2fsprogs mount tmux ieee-data)
 
 bench=(dpdk-dev softflowd nfdump argus-server argus-client libndpi-bin valgrind)
 

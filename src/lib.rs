@@ -4,7 +4,10 @@
 //! `event` says what a flow was, `shunt` knows what is left out by its name, `inspect` says what a flow
 //! was about, `journal` keeps the bytes, `spool` keeps events until they are delivered, `eve` writes
 //! Suricata's lines, `export` hands the events on, `worker` is the loop that ties them together,
-//! `sensor` starts and stops it all. Imports run one way, from the last to the first. `filter` is pcap-filter's language, `detect` judges what hosts do
+//! `sensor` starts and stops it all. Imports run one way, from the last to the first. `control` is what
+//! is known of the running sensor, `api` its servers, `doctor` what is wrong with its set-up, `nic` its
+//! cards, `secret` where tokens and passwords come from. `filter` is pcap-filter's language, `detect`
+//! judges what hosts do
 //! in windows of time, `cli` is malakocut-cli; `gomon` is a program of its own, which takes
 //! interfaces over as the sensor does.
 

@@ -64,7 +64,8 @@ fn no_allocation_per_packet_in_steady_state() {
     let list = Current::new(list);
     let (silencer, _reports) = silencers(&list, 1).pop().unwrap();
     worker.silence(silencer);
-    worker.filter(Filters::new("test", &["not arp"]).unwrap().unwrap());
+    let (_others, others_rx) = RingBuffer::new(1);
+    worker.filter(Filters::new("test", &["not arp"]).unwrap(), others_rx);
 
     let mut notes_seen = 0;
     let mut turns = |worker: &mut Worker, until: u64| {

@@ -1,10 +1,8 @@
 //! Live flows: what is asked by a query string, and the answer a piece at a time.
 
-use std::time::Duration;
-
+use actix_web::http::header;
 use actix_web::web::{Bytes, Data, Path, Query};
-use actix_web::{HttpResponse, http::header};
-use jiff::Timestamp;
+use actix_web::{HttpRequest, HttpResponse};
 
 use super::State;
 use super::pieces::Pieces;
@@ -12,9 +10,8 @@ use super::problem::Problem;
 use crate::control::live::QueryError;
 use crate::control::{FlowAnswer, FlowQuery, Sort};
 use crate::event::Expression;
+use crate::journal::query::text::rfc3339;
 
-/// A pass over all flows takes milliseconds; this is a sensor that does not answer.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes handed to the connection at once.
 const PIECE: usize = 64 << 10;
 
@@ -22,19 +19,28 @@ const PIECE: usize = 64 << 10;
 pub(super) type Pairs = Query<Vec<(String, String)>>;
 
 /// `GET /flows`
-pub(super) async fn list(state: Data<State>, pairs: Pairs) -> Result<HttpResponse, Problem> {
+pub(super) async fn list(
+    state: Data<State>,
+    pairs: Pairs,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
     let query = parse(&pairs)?;
     let answer = ask(&state, query).await?;
+    let at_ns = match answer.at_ns {
+        // There was no flow to tell the time.
+        0 => state.house.status().now_ns,
+        ns => ns,
+    };
     let head = format!(
         "{{\"at\":\"{}\",\"took_ms\":{:.3},\"flows\":{},\"matched\":{},\"rows\":[",
-        rfc3339(answer.at_ns),
+        rfc3339(at_ns),
         answer.took.as_secs_f64() * 1e3,
         answer.flows,
         answer.matched
     );
     Ok(HttpResponse::Ok()
         .insert_header(header::ContentType::json())
-        .body(Pieces::new(pieces(head, answer.rows))))
+        .body(Pieces::new(pieces(head, answer.rows), &request)))
 }
 
 /// `GET /flows/{flow_id}`
@@ -57,10 +63,7 @@ pub(super) fn flow_id(text: &str) -> Result<u64, Problem> {
 }
 
 async fn ask(state: &State, query: FlowQuery) -> Result<FlowAnswer, Problem> {
-    match tokio::time::timeout(PATIENCE, state.house.flows(query)).await {
-        Ok(answer) => Ok(answer?),
-        Err(_) => Err(Problem::busy("the sensor did not answer within 10 s", 5)),
-    }
+    State::answered(state.house.flows(query)).await
 }
 
 fn parse(pairs: &[(String, String)]) -> Result<FlowQuery, Problem> {
@@ -129,9 +132,4 @@ fn pieces(head: String, rows: Vec<Vec<u8>>) -> impl Iterator<Item = Bytes> {
         next = Some(Vec::with_capacity(PIECE + 2048));
         Some(piece.into())
     })
-}
-
-/// A moment as events have it.
-pub(super) fn rfc3339(ns: u64) -> String {
-    Timestamp::from_nanosecond(i128::from(ns)).map_or_else(|_| ns.to_string(), |t| t.to_string())
 }

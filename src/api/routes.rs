@@ -1,6 +1,7 @@
 //! What there is to ask, and the short answers.
 
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix_web::http::header;
@@ -9,10 +10,13 @@ use actix_web::{HttpRequest, HttpResponse, Route};
 use serde_json::{Value, json};
 
 use super::State;
-use super::flows::{self, Pairs, number, rfc3339};
+use super::extract;
+use super::flows::{self, Pairs, number};
+use super::pages;
 use super::problem::Problem;
 use crate::control::{Status, metrics};
 use crate::journal::catalogue;
+use crate::journal::query::text::rfc3339;
 
 /// The control thread speaks every second; one that is silent for so long is in trouble.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -52,12 +56,19 @@ macro_rules! method {
 }
 
 routes! {
+    open GET "/" pages::index;
+    open GET "/app.js" pages::script;
+    open GET "/style.css" pages::style;
+    open GET "/openapi.json" pages::openapi;
     open GET "/healthz" healthz;
     token GET "/status" status;
     token GET "/metrics" metrics_text;
     token GET "/alerts" alerts;
     token GET "/flows" flows::list;
     token GET "/flows/{flow_id}" flows::one;
+    token GET "/flows/{flow_id}/pcap" extract::flow;
+    token POST "/extract" extract::post;
+    token GET "/extract/{request_id}" extract::facts;
     token GET "/journal" journal;
     token POST "/reload" reload;
 }
@@ -83,8 +94,26 @@ async fn status(state: Data<State>) -> Result<HttpResponse, Problem> {
 }
 
 async fn metrics_text(state: Data<State>) -> HttpResponse {
-    let text = metrics::text(&state.house.status());
+    let mut text = metrics::text(&state.house.status());
+    own_metrics(&state, &mut text);
     HttpResponse::Ok().insert_header((header::CONTENT_TYPE, "text/plain; version=0.0.4")).body(text)
+}
+
+/// What the API itself counts.
+fn own_metrics(state: &State, out: &mut String) {
+    let answers = state.answers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let answers = answers.into_iter().map(|((path, status), n)| {
+        (format!("{{path=\"{}\",status=\"{status}\"}}", metrics::label(&path)), n as f64)
+    });
+    metrics::metric(out, "api_requests_total", "counter", "Requests by path and answer.", answers);
+    let (open, packets, bytes) = state.extractions.counts();
+    for (name, kind, help, value) in [
+        ("extractions_open", "gauge", "Extractions under way.", open as f64),
+        ("extracted_packets_total", "counter", "Packets given out.", packets as f64),
+        ("extracted_bytes_total", "counter", "Bytes of them.", bytes as f64),
+    ] {
+        metrics::metric(out, name, kind, help, [(String::new(), value)]);
+    }
 }
 
 async fn healthz(state: Data<State>) -> HttpResponse {
@@ -126,7 +155,7 @@ async fn alerts(state: Data<State>, pairs: Pairs) -> Result<HttpResponse, Proble
 }
 
 async fn reload(state: Data<State>) -> Result<HttpResponse, Problem> {
-    json_bytes(&state.house.reload().await?)
+    json_bytes(&State::answered(state.house.reload()).await?)
 }
 
 async fn journal(state: Data<State>) -> Result<HttpResponse, Problem> {

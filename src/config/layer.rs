@@ -1,12 +1,14 @@
 //! One layer of settings, all of them optional.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use serde::Deserialize;
 
+use super::api::{self, ApiLayer};
 use super::detect::DetectLayer;
 use super::networks::Networks;
 use super::units;
@@ -160,6 +162,11 @@ pub struct Layer {
     /// [default: /run/malakocut.sock; none with --read]
     #[arg(long, value_name = "PATH")]
     pub control_socket: Option<PathBuf>,
+    /// Address of the forensic API, port 8080 unless it has one; the API is on where there is a token
+    /// in MALAKO_API_TOKEN [default: 127.0.0.1; none with --read]
+    #[arg(long, value_name = "ADDR", value_parser = api::listen)]
+    #[serde(deserialize_with = "units::de_listen")]
+    pub api_listen: Option<SocketAddr>,
     /// Print totals at the end, on standard output [default: text with --read]
     #[arg(long, value_name = "text|json", hide_possible_values = true)]
     pub summary: Option<SummaryFormat>,
@@ -186,6 +193,9 @@ pub struct Layer {
     /// What networks are called; only in the configuration file.
     #[arg(skip)]
     pub networks: Networks,
+    /// The API's files and limits; only in the configuration file.
+    #[arg(skip)]
+    pub api: ApiLayer,
 }
 
 /// A layer on its own, so that environment variables are read by the flags' own rules.
@@ -273,11 +283,14 @@ impl Layer {
             pcap_filter: self.pcap_filter.or(lower.pcap_filter),
             journal_cutoff: self.journal_cutoff.or(lower.journal_cutoff),
             control_socket: self.control_socket.or(lower.control_socket),
+            api_listen: self.api_listen.or(lower.api_listen),
             summary: self.summary.or(lower.summary),
             sensor: self.sensor.or(lower.sensor),
             log: self.log.or(lower.log),
             debug: self.debug || lower.debug,
             export: self.export.or(lower.export),
+            // Of the file, the lowest layer.
+            api: lower.api,
             detect: if self.detect.watch.is_empty() { lower.detect } else { self.detect },
             networks: if self.networks.is_empty() { lower.networks } else { self.networks },
         }

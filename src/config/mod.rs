@@ -4,6 +4,7 @@
 //! sources of the layers below it. [`Config`] is the checked result. Nothing here opens anything
 //! but the configuration file.
 
+mod api;
 mod capture;
 mod detect;
 mod layer;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
-use crate::api;
+use crate::api::Settings as ApiSettings;
 use crate::filter;
 use crate::journal::admit::Rules;
 use crate::log;
@@ -115,7 +116,7 @@ pub struct Config {
     /// Exporters by name, `none` and `file` left out.
     pub exporters: Vec<String>,
     pub export: export::Settings,
-    pub api: api::Settings,
+    pub api: ApiSettings,
     /// Nothing is to run.
     pub check_only: bool,
 }
@@ -214,6 +215,7 @@ impl Config {
             l.source()?.unwrap_or_else(|| SourceConfig::Interface(DEFAULT_INTERFACE.into()));
         let is_file = matches!(source, SourceConfig::Files(_));
         let capture = CaptureRules::of(&l)?;
+        let api = api::settings(&l, is_file)?;
         let wants_log = l.exporter.iter().any(|e| e == "file");
         if let Some(unknown) = l.exporter.iter().find(|e| !export::NAMES.contains(&e.as_str())) {
             let names = export::NAMES.join(", ");
@@ -265,6 +267,7 @@ impl Config {
         }
         let log = l.log.unwrap_or_else(|| log::ORDINARY.into());
         log::check(&log).map_err(|e| ConfigError::Bad(format!("--log {log}: {e}")))?;
+        let idle_timeout = l.idle_timeout.unwrap_or(Duration::from_secs(60));
         // Beside the events only when asked for.
         let text = (is_file && !on_stdout).then_some(SummaryFormat::Text);
         Ok(Self {
@@ -277,7 +280,7 @@ impl Config {
             inspect_packets: l.inspect_packets.unwrap_or(10),
             watch,
             max_flows: l.max_flows.unwrap_or(1_000_000),
-            idle_timeout: l.idle_timeout.unwrap_or(Duration::from_secs(60)),
+            idle_timeout,
             active_timeout: l.active_timeout.unwrap_or(Duration::from_secs(300)),
             capture,
             blocklist: l.blocklist,
@@ -295,7 +298,7 @@ impl Config {
             debug: l.debug,
             exporters,
             export,
-            api: api::Settings { socket: socket_path(l.control_socket, is_file) },
+            api: ApiSettings { idle_timeout, ..api },
             check_only: false,
         })
     }
@@ -304,15 +307,6 @@ impl Config {
 /// The command line, for completions and the manual.
 pub fn command() -> clap::Command {
     Args::command()
-}
-
-/// Where the control socket goes: live sources have one, a file being read only if it is asked for.
-fn socket_path(given: Option<PathBuf>, is_file: bool) -> Option<api::SocketPath> {
-    match given {
-        Some(path) => Some(api::SocketPath { path, is_wanted: true }),
-        None if is_file => None,
-        None => Some(api::SocketPath { path: api::CONTROL_SOCKET.into(), is_wanted: false }),
-    }
 }
 
 /// What the journal keeps of live sources unless somebody says otherwise.

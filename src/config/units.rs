@@ -1,5 +1,6 @@
 //! Sizes and times as people write them.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
@@ -144,4 +145,8 @@ pub(super) fn de_flows<'de, D: Deserializer<'de>>(d: D) -> Result<Option<usize>,
 
 pub(super) fn de_packets<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u8>, D::Error> {
     from_value(d, packets)
+}
+
+pub(super) fn de_listen<'de, D: Deserializer<'de>>(d: D) -> Result<Option<SocketAddr>, D::Error> {
+    from_value(d, super::api::listen)
 }

@@ -50,6 +50,12 @@ pub struct Admission {
 #[derive(Clone)]
 pub struct Changer(Sender<Option<Filters>>);
 
+impl std::fmt::Debug for Changer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Changer")
+    }
+}
+
 impl Changer {
     /// From soon on this expression decides.
     ///

@@ -10,6 +10,9 @@ use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock;
 use pcap_file::pcapng::blocks::interface_description::{
     InterfaceDescriptionBlock, InterfaceDescriptionOption,
 };
+use pcap_file::pcapng::blocks::interface_statistics::{
+    InterfaceStatisticsBlock, InterfaceStatisticsOption,
+};
 use pcap_file::pcapng::blocks::section_header::{SectionHeaderBlock, SectionHeaderOption};
 use pcap_file::{DataLink, Endianness, PcapError, TsResolution};
 
@@ -142,6 +145,25 @@ impl<W: Write> Output<W> {
     /// Ends the file: one without packets still has its header, for a link type.
     pub fn finish(mut self, link: u16) -> Result<(), OutputError> {
         self.begin(link)?;
+        self.flush()
+    }
+
+    /// The same, with a remark where the format has a place for one: in pcapng behind the last packet.
+    pub fn finish_with(mut self, link: u16, remark: &str) -> Result<(), OutputError> {
+        self.begin(link)?;
+        if let State::Pcapng(out, links) = &mut self.state
+            && !links.is_empty()
+        {
+            out.write_pcapng_block(InterfaceStatisticsBlock {
+                interface_id: 0,
+                timestamp: 0,
+                options: vec![InterfaceStatisticsOption::Comment(Cow::Borrowed(remark))],
+            })?;
+        }
+        self.flush()
+    }
+
+    fn flush(self) -> Result<(), OutputError> {
         match self.state {
             State::Pcap(out, _) => out.into_writer().flush()?,
             State::Pcapng(out, _) => out.into_inner().flush()?,

@@ -136,7 +136,7 @@ pub struct Handle {
 }
 
 /// What can be known of a running journal, from any thread.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Monitor {
     counters: Arc<Published>,
     board: Arc<JournalBoard>,

@@ -68,6 +68,11 @@ pub fn show(ns: u64) -> String {
     time.map_or_else(|_| ns.to_string(), |t| t.to_string())
 }
 
+/// A moment as RFC 3339, UTC, exact.
+pub fn rfc3339(ns: u64) -> String {
+    Timestamp::from_nanosecond(i128::from(ns)).map_or_else(|_| ns.to_string(), |t| t.to_string())
+}
+
 /// An IP protocol by its name or number.
 pub fn protocol(text: &str) -> Result<u8, String> {
     Ok(match text.to_ascii_lowercase().as_str() {
