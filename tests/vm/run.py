@@ -80,7 +80,7 @@ def expected_of(programs, capture, work):
     data = str(work / "expected")
     subprocess.run(
         [f"{programs}/malakocut", "--read", capture, "--journal", "on", "--pcap-filter", "",
-         "--data-dir", data, "--config", os.devnull],
+         "--min-free", "0", "--data-dir", data, "--config", os.devnull],
         check=True, stdout=subprocess.DEVNULL,
     )
     extract = [f"{programs}/malakocut-cli", "extract", *SCANNER.split(), "--count", "--data-dir", data,
