@@ -80,7 +80,7 @@ def expected_of(programs, capture, work):
     data = str(work / "expected")
     subprocess.run(
         [f"{programs}/malakocut", "--read", capture, "--journal", "on", "--pcap-filter", "",
-         "--data-dir", data, "--config", os.devnull],
+         "--min-free", "0", "--data-dir", data, "--config", os.devnull],
         check=True, stdout=subprocess.DEVNULL,
     )
     extract = [f"{programs}/malakocut-cli", "extract", *SCANNER.split(), "--count", "--data-dir", data,
@@ -120,7 +120,8 @@ def cards(guest):
 def start(guest):
     guest.ok(f"cat > /etc/malakocut/malakocut.toml <<'E'\n{CONFIG.format(card=CARD)}E")
     check("the configuration is checked", "good" in guest.ok("malakocut --check-config"))
-    guest.ok("systemctl enable --now malakocut 2>&1")
+    status, text = guest.run("systemctl enable --now malakocut 2>&1")
+    check("the service starts", status == 0, text + guest.run("journalctl -o cat -u malakocut | tail -30")[1])
     log = guest.until("journalctl -o cat -u malakocut", lambda text: "receive queue" in text)
     for line in log.splitlines():
         if "port " in line or "capabilities" in line or "interface " in line:
