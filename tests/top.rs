@@ -162,7 +162,7 @@ fn every_key_does_what_the_help_says() {
     t.keys(&["g"]);
     let all = matched(&t.until("all flows", |s| matched(s) > left));
     assert!(all > left + 100, "the scanner's alone are more: {left} of {all}");
-    t.shows_no("left out by");
+    t.shows_no("rules applied");
 
     // Sorting; the same key again turns it round.
     for (key, title) in [("p", "pkt"), ("d", "tim"), ("b", "byte")] {
@@ -238,15 +238,16 @@ fn every_key_does_what_the_help_says() {
     t.until("nothing searched", |s| matched(s) == all && !s.contains("/_"));
 
     // Arrows, pages, ends.
-    let first = table(&t.screen())[0].to_owned();
+    let ends = |s: &str| -> String { table(s)[0].chars().take(40).collect() };
+    let first = ends(&t.screen());
     t.keys(&["PageDown"]);
-    t.until("second page", |s| s.contains("19-36 of") && table(s)[0] != first);
+    t.until("second page", |s| s.contains("19-36 of") && ends(s) != first);
     t.keys(&["End"]);
     t.shows(&format!("-{all} of {all}"));
     t.keys(&["PageUp"]);
     t.shows_no(&format!("-{all} of {all}"));
     t.keys(&["Home"]);
-    t.until("the first", |s| table(s)[0] == first);
+    t.until("the first", |s| ends(s) == first);
     t.keys(&["Down", "j", "Up", "k"]);
 
     // Enter: details of the largest flow.

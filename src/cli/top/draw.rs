@@ -106,7 +106,7 @@ fn what_is_shown(app: &App) -> Vec<Span<'static>> {
         (view.quiet, "no multicast".to_owned()),
         (view.names, "names".to_owned()),
         (view.scaled, "units".to_owned()),
-        (view.ignores && rules > 0, format!("{} left out by", text::count(rules as u64, "rule"))),
+        (view.ignores && rules > 0, format!("{} applied", text::count(rules as u64, "rule"))),
         (!view.search.is_empty(), format!("search {}", look.text(&view.search))),
         (view.filter.is_some(), "filter".to_owned()),
     ] {
