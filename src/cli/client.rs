@@ -137,13 +137,15 @@ async fn ask(
     method: &Method,
     path: &str,
 ) -> Result<(Bytes, SendRequest<Empty<Bytes>>), AskError> {
+    let was_kept = kept.is_some();
     let mut sender = match kept {
         Some(sender) => sender,
         None => connect(socket).await?,
     };
     let mut sent = sender.send_request(request(method, path)?).await;
     // The sensor may have hung up since the last question.
-    if sent.as_ref().is_err_and(|e| e.is_closed() || e.is_canceled()) {
+    let is_gone = |e: &hyper::Error| e.is_closed() || e.is_canceled() || e.is_incomplete_message();
+    if was_kept && sent.as_ref().is_err_and(is_gone) {
         sender = connect(socket).await?;
         sent = sender.send_request(request(method, path)?).await;
     }

@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use rtrb::{Consumer, Producer, RingBuffer};
 use tokio::sync::oneshot;
 
-use crate::event::{About, Counts, EventWriter, Expression, FIELDS, FlowEvent, FlowFields};
+use crate::event::{
+    About, Counts, EventWriter, Expression, FIELDS, FlowEvent, FlowFields, asks_what_about,
+};
 use crate::flow::{FlowTable, Hint};
 
 /// Rows of one answer, at most.
@@ -193,6 +195,8 @@ impl Ord for Row {
 struct Running {
     query: FlowQuery,
     to: oneshot::Sender<FlowAnswer>,
+    /// The filter asks for names and the like, which must be looked up.
+    asks_what_about: bool,
     matched: u64,
     /// The rows to be given so far, the one to go next on top.
     best: BinaryHeap<Row>,
@@ -204,7 +208,7 @@ impl Running {
             return;
         }
         if let Some(filter) = &self.query.filter {
-            let about = names.about(event);
+            let about = if self.asks_what_about { names.about(event) } else { About::default() };
             if !filter.holds(&FlowFields::new(event, &about, writer)) {
                 return;
             }
@@ -372,8 +376,13 @@ impl Live {
             worker.wanted.store(self.number, Memory::Relaxed);
         }
         let running = self.waiting.drain(..);
-        let running =
-            running.map(|(query, to)| Running { query, to, matched: 0, best: BinaryHeap::new() });
+        let running = running.map(|(query, to)| Running {
+            asks_what_about: query.filter.as_ref().is_some_and(asks_what_about),
+            query,
+            to,
+            matched: 0,
+            best: BinaryHeap::new(),
+        });
         let running = running.collect();
         self.pass = Some(Pass { begun: Instant::now(), running, flows: 0, latest_ns: 0 });
     }

@@ -229,7 +229,16 @@ pub fn hex(bytes: [u8; 16]) -> String {
 
 /// As in `00:11:22:33:44:55`.
 pub fn mac(bytes: [u8; 6]) -> String {
-    bytes.map(|b| format!("{b:02x}")).join(":")
+    let mut out = String::with_capacity(17);
+    for (n, byte) in bytes.into_iter().enumerate() {
+        if n > 0 {
+            out.push(':');
+        }
+        for digit in [byte >> 4, byte & 15] {
+            out.extend(char::from_digit(u32::from(digit), 16));
+        }
+    }
+    out
 }
 
 fn name(out: &mut Vec<u8>, name: &str) {

@@ -1,11 +1,12 @@
 //! Expressions over an event's fields: `protocol == "TCP" and (dst_port in [80, 443] or bytes > 1e6)`.
 //!
 //! A comparison is `FIELD OP VALUE` with `==`, `!=`, `<`, `<=`, `>`, `>=`, `contains`, `ends_with`, or
-//! `FIELD in [VALUE, ...]` or `FIELD in NETWORK` (`10.0.0.0/8`); a field alone asks whether it is
+//! `FIELD in [VALUE, ...]` or `FIELD in NETWORK` (`10.0.0.0/8`, or a list of them); a field alone asks whether it is
 //! there. `and`, `or`, `not` and parentheses combine. An absent field equals nothing and compares
 //! with nothing; `!=` holds for it.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -28,7 +29,7 @@ enum Node {
     There(String),
     Test(String, Op, Value),
     OneOf(String, Vec<Value>),
-    Within(String, IpNet),
+    Within(String, Vec<IpNet>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,11 @@ enum Op {
 pub trait Fields {
     /// `None`: the event has no such field.
     fn field(&self, name: &str) -> Option<Cow<'_, Value>>;
+
+    /// A field's text, where it can be had without a copy.
+    fn text(&self, _name: &str) -> Option<&str> {
+        None
+    }
 
     /// A field that is an address.
     fn address(&self, name: &str) -> Option<IpAddr> {
@@ -92,15 +98,20 @@ impl Node {
             Self::Any(parts) => parts.iter().any(|p| p.holds(e)),
             Self::Not(part) => !part.holds(e),
             Self::There(field) => e.field(field).is_some(),
-            Self::Test(field, op, value) => match e.field(field) {
-                Some(found) => op.holds(&found, value),
-                None => *op == Op::Ne,
-            },
+            Self::Test(field, op, value) => {
+                if let (Value::String(value), Some(found)) = (value, e.text(field)) {
+                    return op.holds_of_text(found, value);
+                }
+                match e.field(field) {
+                    Some(found) => op.holds(&found, value),
+                    None => *op == Op::Ne,
+                }
+            }
             Self::OneOf(field, values) => {
                 e.field(field).is_some_and(|found| values.iter().any(|v| Op::Eq.holds(&found, v)))
             }
-            Self::Within(field, network) => {
-                e.address(field).is_some_and(|ip| network.contains(&ip))
+            Self::Within(field, networks) => {
+                e.address(field).is_some_and(|ip| networks.iter().any(|net| net.contains(&ip)))
             }
         }
     }
@@ -116,27 +127,33 @@ impl Op {
             };
         }
         let order = match (found, value) {
+            (Value::String(a), Value::String(b)) => return self.holds_of_text(a, b),
             (Value::Number(a), Value::Number(b)) => {
                 a.as_f64().zip(b.as_f64()).and_then(|(a, b)| a.partial_cmp(&b))
             }
-            (Value::String(a), Value::String(b)) => Some(a.cmp(b)),
             (Value::Bool(a), Value::Bool(b)) => Some(a.cmp(b)),
             _ => None,
         };
+        order.map_or(self == Self::Ne, |order| self.holds_of_order(order))
+    }
+
+    fn holds_of_text(self, found: &str, value: &str) -> bool {
         match self {
-            Self::Eq => order.is_some_and(|o| o.is_eq()),
-            Self::Ne => !order.is_some_and(|o| o.is_eq()),
-            Self::Lt => order.is_some_and(|o| o.is_lt()),
-            Self::Le => order.is_some_and(|o| o.is_le()),
-            Self::Gt => order.is_some_and(|o| o.is_gt()),
-            Self::Ge => order.is_some_and(|o| o.is_ge()),
-            Self::Contains | Self::EndsWith => match (found, value) {
-                (Value::String(a), Value::String(b)) if self == Self::Contains => {
-                    a.contains(b.as_str())
-                }
-                (Value::String(a), Value::String(b)) => a.ends_with(b.as_str()),
-                _ => false,
-            },
+            Self::Contains => found.contains(value),
+            Self::EndsWith => found.ends_with(value),
+            _ => self.holds_of_order(found.cmp(value)),
+        }
+    }
+
+    fn holds_of_order(self, order: Ordering) -> bool {
+        match self {
+            Self::Eq => order.is_eq(),
+            Self::Ne => order.is_ne(),
+            Self::Lt => order.is_lt(),
+            Self::Le => order.is_le(),
+            Self::Gt => order.is_gt(),
+            Self::Ge => order.is_ge(),
+            Self::Contains | Self::EndsWith => false,
         }
     }
 }
@@ -271,25 +288,36 @@ impl<'a> Parser<'a> {
 
     fn list(&mut self, field: String) -> Result<Node, String> {
         if !self.symbol("[") {
-            let rest = self.rest();
-            let end = rest.find(|c: char| c.is_whitespace() || c == ')').unwrap_or(rest.len());
-            let text = rest.get(..end).unwrap_or_default();
-            let network =
-                text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            let Ok(network) = network else {
-                return Err(self.expected("`[` or a network like 10.0.0.0/8"));
+            return match self.network() {
+                Some(network) => Ok(Node::Within(field, vec![network])),
+                None => Err(self.expected("`[` or a network like 10.0.0.0/8")),
             };
-            self.at += end;
-            return Ok(Node::Within(field, network));
         }
-        let mut values = Vec::new();
+        let (mut values, mut networks) = (Vec::new(), Vec::new());
         while !self.symbol("]") {
-            values.push(self.value()?);
+            match self.network() {
+                Some(network) if values.is_empty() => networks.push(network),
+                None if networks.is_empty() => values.push(self.value()?),
+                _ => return Err(self.expected("networks alone or values alone before")),
+            }
             if !self.symbol(",") && !self.rest().starts_with(']') {
                 return Err(self.expected("`,` or `]`"));
             }
         }
-        Ok(Node::OneOf(field, values))
+        match networks.is_empty() {
+            true => Ok(Node::OneOf(field, values)),
+            false => Ok(Node::Within(field, networks)),
+        }
+    }
+
+    /// Takes a network or an address.
+    fn network(&mut self) -> Option<IpNet> {
+        let rest = self.rest();
+        let ends = |c: char| c.is_whitespace() || matches!(c, ')' | ',' | ']');
+        let text = rest.get(..rest.find(ends).unwrap_or(rest.len()))?;
+        let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?;
+        self.at += text.len();
+        Some(network)
     }
 
     fn value(&mut self) -> Result<Value, String> {
@@ -346,6 +374,8 @@ mod tests {
             ("src_ip in 10.0.0.0/8 and dst_ip in 2001:db8::/32", true),
             ("(src_ip in 192.168.0.0/16)", false),
             ("src_ip in 10.1.2.3", true),
+            ("dst_ip in [10.0.0.0/8, 2001:db8::7,fe80::/10]", true),
+            ("(src_ip in [192.168.0.0/16,10.2.0.0/16])", false),
             ("sni contains \"example\"", true),
             ("dns_query contains \"x\"", false),
             ("sni ends_with \".example\" and not sni ends_with \"a.exampl\"", true),
@@ -372,6 +402,8 @@ mod tests {
             ("a == 1 b", "the end at `b`"),
             ("a in [1 2]", "`,` or `]`"),
             ("a in 10.0.0.0/99", "a network"),
+            ("a in [10.0.0.0/8, 3]", "networks alone"),
+            ("a in [3, 10.0.0.1]", "networks alone"),
             ("a == [1]", "a number"),
             ("a in [", "a number"),
         ] {

@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 
 use super::json::{by_originator, community_id, protocol_name};
 use super::{About, EventWriter, FlowEvent, mac};
-use crate::event::expression::Fields;
+use crate::event::expression::{Expression, Fields};
+use crate::packet::proto;
 
 /// The names of all fields that a flow event can have, and what a live flow's row has beside.
 pub const FIELDS: &[&str] = &[
@@ -88,6 +89,29 @@ pub const FIELDS: &[&str] = &[
     "silenced",
 ];
 
+/// Fields that the flow's record alone answers for.
+const OF_RECORD: &[&str] = &[
+    "flow_id",
+    "src_ip",
+    "src_port",
+    "dst_ip",
+    "dst_port",
+    "src_mac",
+    "dst_mac",
+    "protocol",
+    "bytes",
+    "packets",
+    "duration_sec",
+    "idle_sec",
+    "conn_state",
+    "community_id",
+];
+
+/// Whether an expression asks for what a flow was about, and not for its record alone.
+pub fn asks_what_about(expression: &Expression) -> bool {
+    expression.fields().iter().any(|field| !OF_RECORD.contains(field))
+}
+
 /// The fields of one event.
 pub struct FlowFields<'a> {
     event: &'a FlowEvent,
@@ -120,7 +144,6 @@ impl Fields for FlowFields<'_> {
         let ((src, sport), (dst, dport)) = by_originator(e);
         let v6 = e.key.is_v6();
         let sum = |of: fn(&super::Counts) -> u64| e.delta.iter().map(of).sum::<u64>();
-        let content = self.about.content;
         let value = match name {
             "src_ip" => src.ip(v6).to_string().into(),
             "dst_ip" => dst.ip(v6).to_string().into(),
@@ -132,21 +155,37 @@ impl Fields for FlowFields<'_> {
             "packets" => sum(|c| c.packets).into(),
             "duration_sec" => (e.end_ns.saturating_sub(e.start_ns) as f64 / 1e9).into(),
             "idle_sec" => (e.idle_ns as f64 / 1e9).into(),
-            "conn_state" => e.conn_state.name().into(),
+            "conn_state" => self.text(name)?.into(),
             "community_id" => community_id(&e.key, 0).into(),
             "flow_id" => format!("{:016x}", e.flow_id).into(),
             "silenced" if e.silenced => true.into(),
             "src_mac" => mac(e.macs[0]?).into(),
             "dst_mac" => mac(e.macs[1]?).into(),
-            "app_proto" => self.about.app(e)?.name().into(),
-            "src_name" => self.about.src_name.as_deref()?.into(),
-            "dst_name" => self.about.dst_name.as_deref()?.into(),
-            "dns_query" => content?.dns.as_ref()?.query.as_str().into(),
-            "sni" => content?.tls.as_ref()?.sni.as_deref()?.into(),
-            "http_host" => content?.http.as_ref()?.host.as_deref()?.into(),
+            "app_proto" | "src_name" | "dst_name" | "dns_query" | "sni" | "http_host" => {
+                self.text(name)?.into()
+            }
             _ => return self.whole().get(name).map(Cow::Borrowed),
         };
         Some(Cow::Owned(value))
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        let content = self.about.content;
+        match name {
+            "protocol" => match self.event.key.proto() {
+                proto::TCP => Some("TCP"),
+                proto::UDP => Some("UDP"),
+                _ => None,
+            },
+            "conn_state" => Some(self.event.conn_state.name()),
+            "app_proto" => Some(self.about.app(self.event)?.name()),
+            "src_name" => self.about.src_name.as_deref(),
+            "dst_name" => self.about.dst_name.as_deref(),
+            "dns_query" => Some(&content?.dns.as_ref()?.query),
+            "sni" => content?.tls.as_ref()?.sni.as_deref(),
+            "http_host" => content?.http.as_ref()?.host.as_deref(),
+            _ => None,
+        }
     }
 
     fn address(&self, name: &str) -> Option<IpAddr> {

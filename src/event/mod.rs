@@ -19,7 +19,7 @@ pub use content::{
     About, Certificate, Content, Dhcp, Dns, Http, Place, Ssh, Tls, hex, mac, rcode_name, type_name,
 };
 pub use expression::{Expression, Fields};
-pub use fields::{FIELDS, FlowFields};
+pub use fields::{FIELDS, FlowFields, asks_what_about};
 pub use json::{EventWriter, community_digest, community_id, parse_community_id, protocol_name};
 pub use note::{Answer, FieldWriter, MAX_FIELDS, Note, NoteKind, NoteSink, Tag, fields, number};
 pub use object::Object;

@@ -17,6 +17,15 @@ use crate::pair::{Pair, run};
 /// The client's binary.
 pub(crate) const CLI: &str = env!("CARGO_BIN_EXE_malakocut-cli");
 
+/// A configuration by which the capture's scanner attacks its cloud: an alert.
+pub(crate) const WATCH: &str = "
+    [[detect.watch]]
+    address = \"192.168.1.41\"
+    c2 = \"203.0.113.4\"
+    window = 1
+    destination_threshold = 1000
+";
+
 /// One at a time: the namespace is the process's.
 static ONE: Mutex<()> = Mutex::new(());
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::app::App;
 use super::fetch::{Row, id_of};
+use super::look::Look;
 use crate::cli::flows::{end, string};
 use crate::cli::{alerts, names, text};
 use crate::journal::query::text::show;
@@ -95,70 +96,91 @@ impl Details {
 
     /// The page, but for what stands below it.
     pub(super) fn lines(&self, app: &mut App) -> Vec<Line<'static>> {
+        let mut out = self.ends(app);
+        out.extend(self.alerts(app));
+        out.extend(self.course(app.look));
+        out.extend(self.rest(app.look));
+        out
+    }
+
+    fn get(&self, look: Look, field: &str) -> String {
+        look.text(&string(&self.row, field)).into_owned()
+    }
+
+    fn number(&self, field: &str) -> Option<u64> {
+        self.row.get(field).and_then(Value::as_u64)
+    }
+
+    /// Which flow it is.
+    fn ends(&self, app: &mut App) -> Vec<Line<'static>> {
         let look = app.look;
-        let get = |field: &str| look.text(&string(&self.row, field)).into_owned();
-        let number = |field: &str| self.row.get(field).and_then(Value::as_u64);
-        let mut out = Vec::new();
-        let mut line = |name: &str, what: String| {
-            if !what.is_empty() {
-                let name = Span::styled(format!("{name:<12} "), look.faint());
-                out.push(Line::from(vec![name, Span::raw(what)]));
-            }
-        };
-        let state = get("conn_state");
+        let protocol = self.get(look, "protocol");
         let live = if self.ended { "ended" } else { "live" };
-        line("flow", format!("{:016x}, {}, {live}", self.id, get("protocol")));
-        if self.row.get("silenced") == Some(&Value::Bool(true)) {
-            line(
-                "",
-                "silenced by the blocklist: counted, but not reported and not journaled".into(),
-            );
-        }
-        line("from", self.end(app, "src"));
-        line("to", self.end(app, "dst"));
-        let icmp = number("icmp_type").map(|kind| {
-            let code = number("icmp_code").unwrap_or(0);
-            let name = names::icmp(get("protocol") != "ICMP", kind, code).unwrap_or("unknown");
+        let silenced = self.row.get("silenced") == Some(&Value::Bool(true));
+        let silenced =
+            if silenced { ", silenced by the blocklist: counted, not reported" } else { "" };
+        let message = self.number("icmp_type").map(|kind| {
+            let code = self.number("icmp_code").unwrap_or(0);
+            let name = names::icmp(protocol != "ICMP", kind, code).unwrap_or("unknown");
             format!("type {kind}, code {code}: {name}")
         });
-        line("message", icmp.unwrap_or_default());
-        for (name, side) in [("sent", "orig"), ("answered", "resp")] {
-            let count = |what: &str| number(&format!("{side}_{what}")).unwrap_or(0);
-            let (bytes, packets) = (count("bytes"), count("packets"));
-            line(name, format!("{}, {}", text::bytes(bytes), text::count(packets, "packet")));
-        }
+        let lines = [
+            ("flow", format!("{:016x}, {protocol}, {live}{silenced}", self.id)),
+            ("from", self.end(app, "src")),
+            ("to", self.end(app, "dst")),
+            ("message", message.unwrap_or_default()),
+        ];
+        lines.into_iter().filter_map(|(name, what)| labelled(look, name, what)).collect()
+    }
+
+    /// How it went.
+    fn course(&self, look: Look) -> Vec<Line<'static>> {
+        let sum = |side: &str| {
+            let count = |what: &str| self.number(&format!("{side}_{what}")).unwrap_or(0);
+            format!("{}, {}", text::bytes(count("bytes")), text::count(count("packets"), "packet"))
+        };
         let seconds =
             |field: &str| text::seconds(self.row.get(field).and_then(Value::as_f64).unwrap_or(0.0));
         let (lasted, idle) = (seconds("duration_sec"), seconds("idle_sec"));
         // To the second is enough here.
-        let start: String = get("start").chars().take(19).collect();
-        line("time", format!("began {start}Z, {lasted} until the latest packet, {idle} ago"));
-        line("state", format!("{state}{}", state_means(&state)));
-        let history = get("history");
-        line("history", format!("{history}{}", history_means(&history)));
+        let start: String = self.get(look, "start").chars().take(19).collect();
+        let (state, history) = (self.get(look, "conn_state"), self.get(look, "history"));
+        let lines = [
+            ("sent", sum("orig")),
+            ("answered", sum("resp")),
+            ("time", format!("began {start}Z, lasted {lasted} so far, idle {idle}")),
+            ("state", format!("{state}{}", state_means(&state))),
+            ("history", format!("{history}{}", history_means(&history))),
+        ];
+        lines.into_iter().filter_map(|(name, what)| labelled(look, name, what)).collect()
+    }
+
+    /// All other fields that there are.
+    fn rest(&self, look: Look) -> Vec<Line<'static>> {
         let rest = self.row.iter().filter(|(field, _)| !PLACED.contains(&field.as_str()));
-        for (field, value) in rest {
+        let lines = rest.filter_map(|(field, value)| {
+            let shown = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
             let value = match value {
-                Value::String(text) => text.clone(),
-                Value::Array(several) => {
-                    let texts = several
-                        .iter()
-                        .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
-                    texts.collect::<Vec<_>>().join(", ")
-                }
-                other => other.to_string(),
+                Value::Array(several) => several.iter().map(shown).collect::<Vec<_>>().join(", "),
+                one => shown(one),
             };
-            line(&look.text(field), look.text(&value).into_owned());
-        }
+            labelled(look, &look.text(field), look.text(&value).into_owned())
+        });
+        lines.collect()
+    }
+
+    /// Those about the flow, and the latest about its hosts.
+    fn alerts(&self, app: &App) -> Vec<Line<'static>> {
+        let look = app.look;
         let (of_flow, of_hosts) = app.alerts_of(&self.row);
         let of_hosts = of_hosts.into_iter().take(HOST_ALERTS).map(|a| ("its host", a));
-        for (name, alert) in of_flow.into_iter().map(|a| ("alert", a)).chain(of_hosts) {
+        let all = of_flow.into_iter().map(|a| ("alert", a)).chain(of_hosts);
+        let lines = all.filter_map(|(name, alert)| {
             let said = look.text(&alerts::what(&alert.event)).into_owned();
-            let at = show(alert.timestamp_ns);
-            let name = Span::styled(format!("{name:<12} "), look.faint());
-            out.push(Line::from(vec![name, Span::styled(format!("{at} {said}"), look.bad())]));
-        }
-        out
+            let line = labelled(look, name, format!("{} {said}", show(alert.timestamp_ns)))?;
+            Some(line.style(look.bad()))
+        });
+        lines.collect()
     }
 
     /// Address and port, then all that the end is called.
@@ -184,6 +206,12 @@ impl Details {
         }
         out
     }
+}
+
+/// A line of a name and what it is; none for what is not there.
+fn labelled(look: Look, name: &str, what: String) -> Option<Line<'static>> {
+    let name = Span::styled(format!("{name:<12} "), look.faint());
+    (!what.is_empty()).then(|| Line::from(vec![name, Span::raw(what)]))
 }
 
 /// A connection's state in words; Zeek's terms.

@@ -106,7 +106,7 @@ fn what_is_shown(app: &App) -> Vec<Span<'static>> {
         (view.quiet, "no multicast".to_owned()),
         (view.names, "names".to_owned()),
         (view.scaled, "units".to_owned()),
-        (view.ignores && rules > 0, format!("{} left out by", text::count(rules as u64, "rule"))),
+        (view.ignores && rules > 0, format!("{} applied", text::count(rules as u64, "rule"))),
         (!view.search.is_empty(), format!("search {}", look.text(&view.search))),
         (view.filter.is_some(), "filter".to_owned()),
     ] {
@@ -130,7 +130,7 @@ struct Column {
 fn columns(width: usize) -> Vec<Column> {
     let more = width.saturating_sub(80);
     let end = 18 + (more / 4).min(27);
-    let counts = if more >= 20 { [12, 10] } else { [6, 6] };
+    let counts = if more >= 30 { [12, 10] } else { [6, 6] };
     let mut out: Vec<Column> = Vec::new();
     let mut add = |title, width, right, sort| out.push(Column { title, width, right, sort });
     add("", 1, false, None);

@@ -45,21 +45,21 @@ pub(super) fn start(
 ) -> Sender<Wanted> {
     let (wanted, wanted_rx) = unbounded();
     thread::spawn(move || {
-        let mut last_alert = 0;
+        let (mut last_alert, mut started) = (0, 0);
         let mut wanted = first;
         loop {
             let begun = Instant::now();
             let message = match round(&mut client, &wanted, last_alert) {
                 Ok(answers) => {
-                    last_alert = answers.alerts.last().map_or(last_alert, |a| a.number);
+                    // A sensor that was started anew counts its alerts from 1.
+                    let is_new = started != answers.status.started_ns;
+                    let last = if is_new { 0 } else { last_alert };
+                    last_alert = answers.alerts.last().map_or(last, |a| a.number);
+                    started = answers.status.started_ns;
                     Message::Answers(Box::new(answers))
                 }
                 Err(e) => Message::Problem(e),
             };
-            // A sensor that was started anew counts its alerts from 1.
-            if matches!(message, Message::Problem(AskError::NotRunning(..))) {
-                last_alert = 0;
-            }
             if to.send(message).is_err() {
                 return;
             }

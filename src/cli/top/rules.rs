@@ -101,11 +101,14 @@ impl Rules {
     /// a name that is.
     pub(super) fn expression(&self, named: &[IpAddr]) -> Option<String> {
         let mut parts: Vec<String> = Vec::new();
-        let named = named.iter().copied().map(IpNet::from);
-        for net in self.nets.iter().copied().chain(named) {
-            parts.push(format!("src_ip in {net} or dst_ip in {net}"));
-        }
         let list = |all: Vec<String>| all.join(", ");
+        let named = named.iter().copied().map(IpNet::from);
+        let nets: Vec<String> =
+            self.nets.iter().copied().chain(named).map(|net| net.to_string()).collect();
+        if !nets.is_empty() {
+            let nets = list(nets);
+            parts.push(format!("src_ip in [{nets}] or dst_ip in [{nets}]"));
+        }
         if !self.ports.is_empty() {
             let ports = list(self.ports.iter().map(u16::to_string).collect());
             parts.push(format!("src_port in [{ports}] or dst_port in [{ports}]"));

@@ -90,10 +90,11 @@ impl Here {
         }
     }
 
-    /// One end of a flow is here.
-    fn expression(&self, field: &str) -> String {
-        let parts: Vec<String> = self.0.iter().map(|net| format!("{field} in {net}")).collect();
-        parts.join(" or ")
+    /// Both ends of a flow are here.
+    fn expression(&self) -> String {
+        let nets: Vec<String> = self.0.iter().map(IpNet::to_string).collect();
+        let nets = nets.join(", ");
+        format!("(src_ip in [{nets}] and dst_ip in [{nets}])")
     }
 }
 
@@ -165,12 +166,12 @@ impl View {
             Protocol::Icmp => parts.push("protocol in [\"ICMP\", \"ICMPv6\"]".to_owned()),
         }
         if self.remote_only {
-            let (src, dst) = (here.expression("src_ip"), here.expression("dst_ip"));
-            parts.push(format!("not (({src}) and ({dst}))"));
+            parts.push(format!("not {}", here.expression()));
         }
         if self.quiet {
-            let many = MANY.map(|net| format!("src_ip in {net} or dst_ip in {net}")).join(" or ");
-            parts.push(format!("not ({many} or dst_mac == \"ff:ff:ff:ff:ff:ff\")"));
+            let many = MANY.join(", ");
+            let broadcast = "dst_mac == \"ff:ff:ff:ff:ff:ff\"";
+            parts.push(format!("not (src_ip in [{many}] or dst_ip in [{many}] or {broadcast})"));
         }
         if self.ignores
             && let Some(out) = rules.expression(named)
@@ -214,8 +215,15 @@ fn search(text: &str) -> Option<String> {
         return Some(format!("({text})"));
     }
     let quoted = serde_json::Value::from(text).to_string();
-    let fields = ["src_ip", "dst_ip", "app_proto", "protocol"].iter().chain(&NAMES);
-    let parts: Vec<String> = fields.map(|f| format!("{f} contains {quoted}")).collect();
+    // Text of addresses is made for it, flow by flow: not for what cannot be part of one.
+    let is_part = text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'.' || b == b':');
+    let addresses: &[&str] = if is_part { &["src_ip", "dst_ip"] } else { &[] };
+    let fields = addresses.iter().chain(&["app_proto"]).chain(&NAMES);
+    let mut parts: Vec<String> = fields.map(|f| format!("{f} contains {quoted}")).collect();
+    if text.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        let protocol = text.to_ascii_uppercase().replace("ICMPV6", "ICMPv6");
+        parts.push(format!("protocol == \"{protocol}\""));
+    }
     Some(format!("({})", parts.join(" or ")))
 }
 
@@ -258,7 +266,7 @@ mod tests {
 
     #[test]
     fn what_is_typed_is_looked_for() {
-        let event = serde_json::json!({"src_ip": "192.168.1.2", "dst_ip": "2001:db8::7", "src_port": 40000,
+        let event = serde_json::json!({"protocol": "UDP", "src_ip": "192.168.1.2", "dst_ip": "2001:db8::7", "src_port": 40000,
             "dst_port": 443, "sni": "cdn.example", "bytes": 5});
         for (text, found) in [
             ("", true),
@@ -270,6 +278,8 @@ mod tests {
             ("443", true),
             ("44", false),
             ("cdn", true),
+            ("udp", true),
+            ("tcp", false),
             ("a\"b", false),
             ("bytes > 4", true),
             ("bytes > 5", false),
