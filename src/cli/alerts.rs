@@ -38,7 +38,8 @@ impl Alerts {
         let paint = Paint::for_stdout();
         let mut client = self.door.client()?;
         let mut alerts = fetch(&mut client, self.after, self.limit)?;
-        if !self.json && !(alerts.is_empty() && self.follow) {
+        let waits = alerts.is_empty() && self.follow;
+        if !self.json && !waits {
             let none = alerts.is_empty();
             let text = if none { "no alerts\n".into() } else { heading(paint) };
             if !text::print(&text)? {

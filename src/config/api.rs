@@ -72,7 +72,7 @@ pub(super) fn settings(l: &Layer, is_file: bool) -> Result<Settings, ConfigError
     // The same configuration serves a sensor that runs beside a file being read.
     let listen = match l.api_listen {
         None if is_file => None,
-        given => Some(given.unwrap_or(SocketAddr::from(([127, 0, 0, 1], api::PORT)))),
+        given => Some(given.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], api::PORT)))),
     };
     let is_wanted = l.api_listen.is_some();
     Ok(Settings {

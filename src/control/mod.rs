@@ -12,7 +12,7 @@ mod state;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use tokio::sync::oneshot;
 
 pub use alerts::{Alert, Alerts};
@@ -113,10 +113,7 @@ impl House {
 impl Reception {
     /// The next question, if there is one.
     pub fn next(&self) -> Option<Ask> {
-        match self.asks.try_recv() {
-            Ok(ask) => Some(ask),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.asks.try_recv().ok()
     }
 
     /// Puts out a new status.

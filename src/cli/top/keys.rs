@@ -112,7 +112,7 @@ impl App {
         let offset = &mut self.view.offset;
         match code {
             KeyCode::Up | KeyCode::Char('k') if self.chosen == 0 => {
-                *offset = offset.saturating_sub(1)
+                *offset = offset.saturating_sub(1);
             }
             KeyCode::Up | KeyCode::Char('k') => self.chosen -= 1,
             KeyCode::Down | KeyCode::Char('j') if self.chosen >= last_row => {
