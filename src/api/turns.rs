@@ -113,6 +113,7 @@ mod tests {
         assert!(first.is_over());
         drop(first);
         assert!(waits.join().unwrap());
-        assert_eq!((turns.lock().free, turns.lock().waiting.len()), (1, 0));
+        let queue = turns.lock();
+        assert_eq!((queue.free, queue.waiting.len()), (1, 0));
     }
 }
