@@ -434,7 +434,8 @@ fn the_shipped_configuration_holds_the_defaults_and_every_option() {
     let help = malakocut(&["--help"]).ok().stdout;
     for option in help.lines().filter_map(|l| l.trim().strip_prefix("--")) {
         let key = option.split([' ', '\n']).next().unwrap().replace('-', "_");
-        let known = ["config", "help", "version", "read", "summary"].contains(&key.as_str());
+        let known = ["config", "check_config", "help", "version", "read", "summary"]
+            .contains(&key.as_str());
         assert!(known || shipped.contains(&format!("{key} = ")), "{key} is not in the file");
     }
 }
