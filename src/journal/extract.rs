@@ -74,8 +74,12 @@ impl<W: Write> Output<W> {
 
     /// Writes the file's header, for packets of a link type.
     fn begin(&mut self, link: u16) -> Result<(), OutputError> {
-        let State::Empty(to) = std::mem::replace(&mut self.state, State::Gone) else {
-            return Ok(());
+        let to = match std::mem::replace(&mut self.state, State::Gone) {
+            State::Empty(to) => to,
+            begun => {
+                self.state = begun;
+                return Ok(());
+            }
         };
         self.state = match self.format {
             Format::Pcap => {
@@ -170,5 +174,41 @@ impl<W: Write> Output<W> {
             State::Empty(_) | State::Gone => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk that is full when the last bytes come.
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+    }
+
+    #[test]
+    fn what_the_disk_refuses_at_the_end_is_no_success() {
+        let packet = Packet {
+            timestamp_ns: 1,
+            wire_len: 4,
+            link: 1,
+            data: vec![0; 4],
+            segment: 1,
+            offset: 24,
+        };
+        for format in [Format::Pcap, Format::Pcapng] {
+            let mut output = Output::new(format, Full);
+            output.write(&packet).unwrap();
+            assert!(output.finish(1).is_err(), "{format:?}");
+            assert!(Output::new(format, Full).finish(1).is_err(), "{format:?}, empty");
+        }
     }
 }

@@ -419,11 +419,14 @@ fn plan_all(segments: &[Segment], bound: &Bound<'_>, report: &mut Report) -> Vec
     for (number, plan) in plans {
         match plan {
             Ok(Some(plan)) => {
-                if let Some(what) = &plan.damage {
-                    let what = format!("{}: {what}", plan.path.with_extension("idx").display());
-                    let gap = Gap { segment: number, what };
-                    if !report.damaged_indexes.contains(&gap) {
-                        report.damaged_indexes.push(gap);
+                if let Some(broken) = &plan.damage {
+                    let index = plan.path.with_extension("idx");
+                    let what = format!("{}: {}", index.display(), broken.what);
+                    note(&mut report.damaged_indexes, Gap { segment: number, what });
+                    if broken.lost > 0 {
+                        let (path, lost) = (plan.path.display(), broken.lost);
+                        let what = format!("{path}: its last {lost} bytes are gone");
+                        note(&mut report.gaps, Gap { segment: number, what });
                     }
                 }
                 out.push(plan);
@@ -436,6 +439,13 @@ fn plan_all(segments: &[Segment], bound: &Bound<'_>, report: &mut Report) -> Vec
         }
     }
     out
+}
+
+/// Each is said once, however often the segment is looked into.
+fn note(gaps: &mut Vec<Gap>, gap: Gap) {
+    if !gaps.contains(&gap) {
+        gaps.push(gap);
+    }
 }
 
 fn opening(segments: &[Segment], number: u64, e: &io::Error) -> String {

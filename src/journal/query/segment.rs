@@ -31,7 +31,15 @@ pub(super) enum Known {
     /// Being written by this process.
     Open { index: Arc<OpenIndex>, written: u64 },
     /// Nothing; why, where something should be known.
-    Nothing(Option<String>),
+    Nothing(Option<Broken>),
+}
+
+/// What is wrong with an index, or with the file that it is of.
+#[derive(Clone, Debug)]
+pub(super) struct Broken {
+    pub(super) what: String,
+    /// Bytes that the file had when the index was made, and has no more.
+    pub(super) lost: u64,
 }
 
 /// A segment, and what is known of it.
@@ -116,7 +124,7 @@ pub(super) struct Plan {
     pub(super) places: Places,
     pub(super) how: How,
     /// The index was damaged, and how.
-    pub(super) damage: Option<String>,
+    pub(super) damage: Option<Broken>,
     pub(super) anchors: Option<Vec<Anchor>>,
 }
 
@@ -152,7 +160,7 @@ impl Plan {
                         plan.how = How::Index;
                         (plan.places, plan.anchors) = (places, Some(anchors));
                     }
-                    Err(damage) => plan.damage = Some(damage.to_string()),
+                    Err(damage) => plan.damage = Some(Broken { what: damage.to_string(), lost: 0 }),
                 }
             }
         }
@@ -497,6 +505,15 @@ pub(super) fn known(path: &Path, has_index: bool, len: u64) -> Known {
         }
         // It went with its segment.
         Err(Damage::Io(e)) if e.kind() == io::ErrorKind::NotFound => Known::Nothing(None),
-        Err(damage) => Known::Nothing(Some(damage.to_string())),
+        Err(damage) => {
+            let lost = match damage {
+                // Looked at again: a file sealed meanwhile has grown.
+                Damage::OtherFile { expected, .. } => {
+                    std::fs::metadata(path).map_or(0, |m| expected.saturating_sub(m.len()))
+                }
+                _ => 0,
+            };
+            Known::Nothing(Some(Broken { what: damage.to_string(), lost }))
+        }
     }
 }
