@@ -39,10 +39,11 @@ impl Service {
 
     /// One line of how it goes, and a sign of life if there is life.
     pub(super) fn report(&self, status: &str, is_alive: bool) {
-        if self.has_watchdog && is_alive {
-            tell(&[NotifyState::Watchdog, NotifyState::Status(status)]);
-        } else {
-            tell(&[NotifyState::Status(status)]);
+        // Without life nothing is told: a socket that nobody reads would keep us from ending.
+        match (is_alive, self.has_watchdog) {
+            (true, true) => tell(&[NotifyState::Watchdog, NotifyState::Status(status)]),
+            (true, false) => tell(&[NotifyState::Status(status)]),
+            (false, _) => {}
         }
     }
 
