@@ -1,10 +1,9 @@
 //! A list of domains, each of which stands for itself and everything below it.
 //!
 //! The names lie one behind the other in one piece of memory, sorted out by a table of their
-//! numbers: a million names of 25 bytes take 50 MB, 85 while they are
-//! read. A name is looked up whole and then without
-//! its first label, its first two and so on: labels, never parts of labels. Nothing is allocated for
-//! a look-up.
+//! numbers: a million names of 25 bytes take 50 MB, 85 while they are read. A name is looked up whole
+//! and then without its first label, its first two and so on: labels, never parts of labels. Nothing
+//! is allocated for a look-up.
 //!
 //! The file has a domain a line, or a line of a hosts file (an address and its names); `*.` in front
 //! changes nothing, `#` begins a comment. Names may be in upper case or another script (IDN).
