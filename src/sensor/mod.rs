@@ -122,13 +122,15 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
         None => None,
     };
     let stop = Stop::on_signals().map_err(RunError::Signals)?;
+    // A capture that comes through a pipe may keep us waiting for its first packet.
+    let exports = if is_file(config) { Some(start_exports(config)?) } else { None };
     let started = prepared.start(buffers(lcores.len(), config.journal), lcores.len() as u16)?;
     // The interfaces are put back here, where the capabilities for it still are.
     let custody = started.inputs.custody();
     let outcome = std::thread::scope(|scope| {
         let run = || {
             service::give_up_capabilities();
-            attended(config, &lcores, started, stop, blocklist, (log, eve))
+            attended(config, &lcores, started, stop, blocklist, (log, eve, exports))
         };
         let builder = std::thread::Builder::new().name("control".into());
         let control = builder.spawn_scoped(scope, run).map_err(RunError::Control)?;
@@ -145,7 +147,7 @@ fn attended(
     started: Started,
     mut stop: Stop,
     blocklist: Option<Arc<Blocklist>>,
-    (log, eve): (Option<FlowLog>, Option<EveLog>),
+    (log, eve, exports): (Option<FlowLog>, Option<EveLog>, Option<Option<Exports>>),
 ) -> Result<Outcome, RunError> {
     if config.journal {
         say_what_is_journaled(config);
@@ -163,13 +165,10 @@ fn attended(
         })?),
         false => None,
     };
-    let exports = Exports::start(&ExportConfig {
-        names: &config.exporters,
-        settings: &config.export,
-        directory: config.data_dir.join("buffer"),
-        sensor: &config.sensor,
-        waits: is_file(config),
-    })?;
+    let exports = match exports {
+        Some(started) => started,
+        None => start_exports(config)?,
+    };
     let (house, front) = Front::open(config);
     // Dropped last: it answers until everything has ended.
     let _api = Api::start(&config.api, house, journal.as_ref().map(|(_, handle)| handle))?;
@@ -203,6 +202,16 @@ fn attended(
 /// anything.
 pub fn check(config: &Config) -> Result<(), RunError> {
     lcores(config).map(drop)
+}
+
+fn start_exports(config: &Config) -> Result<Option<Exports>, ExportError> {
+    Exports::start(&ExportConfig {
+        names: &config.exporters,
+        settings: &config.export,
+        directory: config.data_dir.join("buffer"),
+        sensor: &config.sensor,
+        waits: is_file(config),
+    })
 }
 
 fn lcores(config: &Config) -> Result<Vec<Lcore>, RunError> {
