@@ -272,15 +272,20 @@ fn every_key_does_what_the_help_says() {
     t.until("the alert", |s| {
         s.contains("198.51.100.77:443") && s.contains("alert ") && s.contains("attack")
     });
-    t.keys(&["Escape", "Escape"]);
-    t.until("all again", |s| s.contains("source") && matched(s) == all);
+    // One at a time: a terminal that gets two in one read cannot tell them from one.
+    t.keys(&["Escape"]);
+    t.shows("source");
+    t.keys(&["Escape"]);
+    t.until("all again", |s| matched(s) == all);
 
     // ?: the help; g's file is named there.
     t.keys(&["?"]);
     let help = t.shows("any key: back");
     println!("{help}");
     assert!(help.contains("ignore.conf: 3 rules") && help.contains("multicast"), "{help}");
-    t.keys(&["Escape", "C-l"]);
+    t.keys(&["Escape"]);
+    t.shows("source");
+    t.keys(&["C-l"]);
     t.shows("source");
 
     // Larger and smaller.
