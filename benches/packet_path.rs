@@ -18,13 +18,14 @@ use malakocut::filter::Filters;
 use malakocut::flow::{Arrival, FlowTable, Timeouts};
 use malakocut::inspect::silence::{Heard, Silencer, silencers};
 use malakocut::inspect::{Inspector, Limits};
-use malakocut::packet::{self, FlowKey, Frame, Link};
+use malakocut::packet::{FlowKey, Frame, Link};
 use malakocut::shunt::{Current, List};
 use malakocut::worker::Machine;
 
 const BURST: usize = 32;
 const FLOWS: usize = 1_200_000;
-const STAGES: [&str; 7] = ["iterate", "decode", "key", "table", "inspect", "blocklist", "filter"];
+const STAGES: [&str; 8] =
+    ["iterate", "decode", "hash", "table", "state", "inspect", "blocklist", "filter"];
 /// What is left out in the last two stages: 176 packets of the shipped capture, and 150.
 const LISTED: &str = "media.example.org";
 const FILTER: &str = "not (stp or ether proto 0x88cc)";
@@ -152,7 +153,7 @@ fn pass(
         let mut readable = 0;
         for at in first..first + n {
             let frame = packets.frame(at);
-            if depth == 6 && !filter.take(1, frame.wire_len, frame.data) {
+            if depth == 7 && !filter.take(1, frame.wire_len, frame.data) {
                 continue;
             }
             if depth == 0 {
@@ -160,7 +161,7 @@ fn pass(
                 continue;
             }
             let arrival = &mut arrivals[readable];
-            if packet::decode(&frame, &mut arrival.decoded).is_ok() {
+            if arrival.read(&frame).is_ok() {
                 arrival.timestamp_ns = packets.index[at].3 + later;
                 arrival.clock_ns = arrival.timestamp_ns;
                 arrival.frame = (at - first) as u32;
@@ -169,14 +170,15 @@ fn pass(
         }
         match depth {
             1 => sum += black_box(&arrivals[..readable]).len() as u64,
-            2 => {
-                for a in &arrivals[..readable] {
-                    sum ^= FlowKey::of(&a.decoded.tuple).0.words()[4];
-                }
+            2 => table.hash_all(black_box(&arrivals[..readable])),
+            // The first pass makes the flows that are then looked up.
+            3 if round > 0 => {
+                table.hash_all(black_box(&arrivals[..readable]));
+                table.guess_all(&arrivals[..readable]);
             }
-            3 => table.burst(&mut arrivals[..readable], sink),
-            4.. => {
-                let mut silencer = (depth > 4).then_some(&mut *silencer);
+            3 | 4 => table.burst(&mut arrivals[..readable], sink),
+            5.. => {
+                let mut silencer = (depth > 5).then_some(&mut *silencer);
                 if let Some(silencer) = &mut silencer {
                     silencer.refresh();
                 }

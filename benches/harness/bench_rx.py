@@ -26,7 +26,7 @@ def malakocut(ctx, path, seconds, journal=None, names=True):
         args += ["--inspect-packets", "0"]
     if journal:
         args += ["--lcores", "0@0,1@1", "--journal", "on", "--data-dir", journal]
-        args += ["--rotate-size", "64MB"]
+        args += ["--rotate-size", "64MB", "--pcap-filter", ""]
     else:
         args += ["--lcores", "1@1", "--journal", "off"]
     with Sensor(ctx.binary, ctx.config, args) as sensor:

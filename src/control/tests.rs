@@ -31,8 +31,7 @@ fn table(flows: u16) -> FlowTable<NoHint> {
             one_way: false,
         };
         let decoded = Decoded { tuple, wire_len: 100, ip_len: 86, ..Decoded::default() };
-        let arrival =
-            Arrival { decoded, timestamp_ns: 1_000_000_000, clock_ns: 1_000_000_000, frame: 0 };
+        let arrival = Arrival::new(decoded, 1_000_000_000, 1_000_000_000);
         for _ in 0..port {
             table.burst(&mut [arrival], &mut events);
         }

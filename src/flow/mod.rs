@@ -20,23 +20,76 @@ mod timer;
 use rapidhash::v3::{DEFAULT_RAPID_SECRETS, rapidhash_v3_nano_inline};
 
 use crate::event::{EndReason, EventSink, FlowEvent};
-use crate::packet::{Decoded, FlowKey, Fragment, tcp_flag};
+use crate::packet::{self, Brief, Decoded, FlowKey, Fragment, Frame, Reject, tcp_flag};
 use fragment::{Fragments, Join, Pending};
 use index::{Index, NONE};
 use record::{Birth, Cold, Flow, Hot, Reported, Waiting};
 use tcp::Taken;
 use timer::{Link, Links, Wheel};
 
-/// A decoded packet and its time.
+/// A packet that was read, and its time.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
 pub struct Arrival {
-    pub decoded: Decoded,
+    brief: Brief,
     /// The packet's own time, nanoseconds since 1970.
     pub timestamp_ns: u64,
     /// The source's clock: never runs backwards.
     pub clock_ns: u64,
     /// Number of the packet in its burst, by which its payload is found.
     pub frame: u32,
+    /// Of a common frame only what [`Arrival::unfold`] last put here.
+    decoded: Decoded,
+}
+
+impl Arrival {
+    /// What came at this time.
+    pub fn new(decoded: Decoded, timestamp_ns: u64, clock_ns: u64) -> Self {
+        Self { brief: Brief::of(&decoded), timestamp_ns, clock_ns, frame: 0, decoded }
+    }
+
+    /// Reads a frame; the times and the number are the caller's to set.
+    #[inline(always)]
+    pub fn read(&mut self, frame: &Frame<'_>) -> Result<(), Reject> {
+        if self.brief.read(frame) { Ok(()) } else { self.walk(frame) }
+    }
+
+    #[inline(never)]
+    fn walk(&mut self, frame: &Frame<'_>) -> Result<(), Reject> {
+        let read = packet::walk(frame, &mut self.decoded);
+        self.brief = Brief::of(&self.decoded);
+        read
+    }
+
+    #[inline]
+    pub fn brief(&self) -> &Brief {
+        &self.brief
+    }
+
+    /// All that was read, of an uncommon frame.
+    #[inline]
+    pub fn uncommon(&self) -> Option<&Decoded> {
+        (!self.brief.is_folded()).then_some(&self.decoded)
+    }
+
+    /// Its flow's key, and whether it travels from the key's `a` to its `b`.
+    #[inline]
+    fn key(&self) -> (FlowKey, bool) {
+        if self.brief.is_folded() {
+            let (ends, rest) = self.brief.folded_key();
+            return (FlowKey::unfold(ends, rest), self.brief.from_a());
+        }
+        FlowKey::of(&self.decoded.tuple)
+    }
+
+    /// All that was read.
+    #[inline]
+    pub fn unfold(&mut self) -> &Decoded {
+        if self.brief.is_folded() {
+            self.decoded = self.brief.unfold();
+        }
+        &self.decoded
+    }
 }
 
 /// How long flows live.
@@ -101,7 +154,9 @@ pub struct FlowTable<H = NoHint> {
     /// First and last of the flows without an answer.
     waiting: (u32, u32),
     /// Scratch of a burst.
-    keys: Box<[Keyed]>,
+    probes: Box<[Probe]>,
+    /// Places and sides of segments that were sent again.
+    again: Box<[(u32, u32)]>,
     /// Where the next eviction sample starts.
     hand: u32,
     stats: TableStats,
@@ -166,7 +221,8 @@ impl<H: Hint> FlowTable<H> {
             secrets: secrets(seed),
             max_flows,
             waiting: (NONE, NONE),
-            keys: vec![Keyed::default(); AHEAD].into(),
+            probes: vec![Probe::default(); AHEAD].into(),
+            again: vec![(NONE, 0); AHEAD].into(),
             hand: 0,
             stats: TableStats::default(),
         }
@@ -218,59 +274,104 @@ impl<H: Hint> FlowTable<H> {
     /// So few packets that what all of them will read can be fetched before the first is worked on.
     #[inline]
     fn few(&mut self, arrivals: &mut [Arrival], sink: &mut impl EventSink) {
-        let mut keys = std::mem::take(&mut self.keys);
-        for (keyed, arrival) in keys.iter_mut().zip(arrivals.iter()) {
-            (keyed.key, keyed.from_a) = FlowKey::of(&arrival.decoded.tuple);
-            keyed.hash = self.hash(&keyed.key);
-            if let Some(line) = self.index.line(keyed.hash) {
-                self.hint.soon(line);
-            }
-        }
-        for keyed in keys.iter_mut().take(arrivals.len()) {
-            keyed.guess = self.index.guess(keyed.hash).unwrap_or(NONE);
-            let place = keyed.guess as usize;
-            if let Some(hot) = self.slab.hot.get(place) {
-                hot.lines().into_iter().for_each(|line| self.hint.soon(line));
-                // Handshakes, ends and retransmissions ask for it; asking which costs more.
-                if let Some(cold) = self.slab.cold.get(place) {
-                    self.hint.soon(cold.line());
+        self.hash_all(arrivals);
+        self.guess_all(arrivals);
+        // Retransmissions are noted and worked off later, without a branch on each packet; before
+        // anything else happens to a flow, which would come first in its history.
+        let mut again = 0;
+        for (n, arrival) in arrivals.iter_mut().enumerate() {
+            let Some(&probe) = self.probes.get(n) else { break };
+            match self.plain(arrival, probe.guess) {
+                Taken::Plain { again: is_again, side } => {
+                    if let Some(slot) = self.again.get_mut(again) {
+                        *slot = (probe.guess, side as u32);
+                    }
+                    again += is_again as usize;
+                }
+                Taken::Not => {
+                    self.retransmitted(std::mem::take(&mut again));
+                    self.long_way(arrival, probe.hash, sink);
                 }
             }
         }
-        for (keyed, arrival) in keys.iter().zip(arrivals) {
-            match (self.plain(arrival, keyed), arrival.decoded.fragment) {
-                (Taken::Whole, _) => {}
-                (Taken::Again, _) => self.retransmitted(keyed),
-                (Taken::Not, None) => _ = self.keyed(arrival, keyed, sink),
-                (Taken::Not, Some(fragment)) => self.fragment(arrival, fragment, sink),
+        self.retransmitted(again);
+    }
+
+    /// Hashes so many packets, [`AHEAD`] at most, and fetches their lines of the index.
+    pub fn hash_all(&mut self, arrivals: &[Arrival]) {
+        for (probe, arrival) in self.probes.iter_mut().zip(arrivals) {
+            let hash = if arrival.brief.is_folded() {
+                let (ends, rest) = arrival.brief.folded_key();
+                hash_folded(&self.secrets, ends, rest)
+            } else {
+                hash(&self.secrets, &arrival.key().0)
+            };
+            probe.hash = hash;
+            if let Some(line) = self.index.line(hash) {
+                self.hint.soon(line);
             }
         }
-        self.keys = keys;
+    }
+
+    /// Finds the places where the hashed packets' flows likely are, and fetches them.
+    pub fn guess_all(&mut self, arrivals: &[Arrival]) {
+        for (probe, _) in self.probes.iter_mut().zip(arrivals) {
+            probe.guess = self.index.guess(probe.hash).unwrap_or(NONE);
+            let place = probe.guess as usize;
+            if let Some((hot, cold)) = self.slab.hot.get(place).zip(self.slab.cold.get(place)) {
+                hot.lines().into_iter().for_each(|line| self.hint.soon(line));
+                // Handshakes, ends and retransmissions ask for it; asking which costs more.
+                self.hint.soon(cold.line());
+            }
+        }
     }
 
     /// Takes a packet into the flow that was guessed, if it is the right one and the packet changes
     /// nothing but counts and numbers: most packets.
     #[inline(always)]
-    fn plain(&mut self, arrival: &Arrival, keyed: &Keyed) -> Taken {
-        let Keyed { key, from_a, guess, .. } = keyed;
+    fn plain(&mut self, arrival: &Arrival, guess: u32) -> Taken {
         // A guess from before this burst's own new flows and ends holds only if the key says so.
-        let Some(hot) = self.slab.hot.get_mut(*guess as usize) else { return Taken::Not };
-        if arrival.decoded.fragment.is_some()
-            || hot.key != *key
-            || !hot.in_use()
-            || hot.needs_a_look(arrival, self.quiet_ns, &self.timeouts)
-        {
+        let Some(hot) = self.slab.hot.get_mut(guess as usize) else { return Taken::Not };
+        // Not in a flood's way.
+        if arrival.brief.tcp.flags & tcp_flag::SYN != 0 {
             return Taken::Not;
         }
-        let side = hot.side(*from_a);
-        hot.take_plain(arrival, side)
+        let from_a = if arrival.brief.is_folded() {
+            let (ends, rest) = arrival.brief.folded_key();
+            if !hot.key.is(ends, rest) {
+                return Taken::Not;
+            }
+            arrival.brief.from_a()
+        } else {
+            let (key, from_a) = arrival.key();
+            if arrival.decoded.fragment.is_some() || hot.key != key {
+                return Taken::Not;
+            }
+            from_a
+        };
+        hot.take_plain(arrival, from_a, self.quiet_ns, &self.timeouts)
     }
 
+    /// Takes a packet in that is more than counts and numbers.
     #[inline(never)]
-    fn retransmitted(&mut self, keyed: &Keyed) {
-        let flow = &mut self.slab.flow(keyed.guess);
-        let side = flow.hot.side(keyed.from_a);
-        flow.retransmitted(side);
+    fn long_way(&mut self, arrival: &mut Arrival, hash: u64, sink: &mut impl EventSink) {
+        match arrival.unfold().fragment {
+            None => {
+                let (key, from_a) = arrival.key();
+                self.keyed(arrival, &key, hash, from_a, sink);
+            }
+            Some(fragment) => self.fragment(arrival, fragment, sink),
+        }
+    }
+
+    /// Works off so many noted retransmissions.
+    #[inline]
+    fn retransmitted(&mut self, noted: usize) {
+        for &(place, side) in self.again.iter().take(noted) {
+            if let Some(cold) = self.slab.cold.get_mut(place as usize) {
+                cold.retransmitted(side as usize);
+            }
+        }
     }
 
     #[cold]
@@ -313,19 +414,10 @@ impl<H: Hint> FlowTable<H> {
         }
     }
 
-    #[inline]
-    fn hash(&self, key: &FlowKey) -> u64 {
-        let ([w0, w1, w2, w3, w4], [s0, s1, s2, s3, s4]) = (key.words(), self.secrets);
-        let ends = fold(w0 ^ s0, w2 ^ s1) ^ fold(w1 ^ s2, w3 ^ s3);
-        fold(ends ^ w4, s4)
-    }
-
-    /// Accounts for one packet; returns its flow's place.
-    #[inline]
+    /// Accounts for one packet, all of which was read; returns its flow's place.
     fn packet(&mut self, arrival: &Arrival, sink: &mut impl EventSink) -> Option<u32> {
         let (key, from_a) = FlowKey::of(&arrival.decoded.tuple);
-        let hash = self.hash(&key);
-        self.keyed(arrival, &Keyed { key, hash, from_a, guess: NONE }, sink)
+        self.keyed(arrival, &key, hash(&self.secrets, &key), from_a, sink)
     }
 
     /// The same once its key is known.
@@ -333,11 +425,11 @@ impl<H: Hint> FlowTable<H> {
     fn keyed(
         &mut self,
         arrival: &Arrival,
-        keyed: &Keyed,
+        key: &FlowKey,
+        hash: u64,
+        from_a: bool,
         sink: &mut impl EventSink,
     ) -> Option<u32> {
-        let Keyed { key, hash, from_a, .. } = keyed;
-        let (hash, from_a) = (*hash, *from_a);
         let flows = &self.slab.hot;
         let is_it = |p: u32| flows.get(p as usize).is_some_and(|flow| flow.key == *key);
         let Some(place) = self.index.find(hash, is_it) else {
@@ -489,7 +581,7 @@ impl<H: Hint> FlowTable<H> {
             sink.forget(place);
         }
         let key = hot.key;
-        self.index.remove(self.hash(&key), place);
+        self.index.remove(hash(&self.secrets, &key), place);
         self.slab.give_back(place);
     }
 
@@ -607,14 +699,27 @@ impl<H: Hint> FlowTable<H> {
     }
 }
 
-/// A packet's key, ready for the lookup.
+/// A packet's hash, and the place that its first line gave.
 #[derive(Clone, Copy, Default)]
-struct Keyed {
-    key: FlowKey,
+struct Probe {
     hash: u64,
-    from_a: bool,
-    /// The place that its first line gave.
     guess: u32,
+}
+
+#[inline]
+fn hash(secrets: &[u64; 5], key: &FlowKey) -> u64 {
+    let ([w0, w1, w2, w3, w4], [s0, s1, s2, s3, s4]) = (key.words(), secrets);
+    if !key.is_v6() {
+        return hash_folded(secrets, key.ends(), w4);
+    }
+    let ends = fold(w0 ^ s0, w2 ^ s1) ^ fold(w1 ^ s2, w3 ^ s3);
+    fold(ends ^ w4, *s4)
+}
+
+/// The hash of an IPv4 key of which this is the folded form.
+#[inline]
+fn hash_folded([s0, s1, _, _, s4]: &[u64; 5], ends: u64, rest: u64) -> u64 {
+    fold(fold(ends ^ s0, rest ^ s1), *s4)
 }
 
 /// The halves of a product, folded: the mixing step of wyhash and its kin.

@@ -30,7 +30,7 @@ mod bit {
     /// [`Mark::Silenced`]. Such a flow takes the long way, so that the short one need not ask.
     pub(super) const SILENCED: u8 = 16;
     /// MAC and VLANs of the originator, and of the responder, were noted.
-    pub(super) const NOTED: [u8; 2] = [32, 64];
+    pub(super) const NOTED: [u8; 2] = [32, 32 << 1];
     /// The link layer has MAC addresses.
     pub(super) const HAS_MAC: u8 = 128;
 }
@@ -101,6 +101,12 @@ impl Cold {
     #[inline]
     pub(super) fn line(&self) -> &u64 {
         &self.id
+    }
+
+    /// Counts a segment that was taken in by its numbers, as one sent before.
+    #[inline]
+    pub(super) fn retransmitted(&mut self, side: usize) {
+        self.tcp.retransmitted(side, &mut self.history);
     }
 }
 
@@ -273,29 +279,45 @@ impl Hot {
                 && coarse_steps(arrival.clock_ns, self.delta_due) <= 0)
     }
 
-    /// Takes the packet in if only counts and numbers change; [`Taken::Not`] leaves the record as it
-    /// was.
-    #[inline]
-    pub(super) fn take_plain(&mut self, arrival: &Arrival, side: usize) -> Taken {
-        let d = &arrival.decoded;
-        let side = side & 1;
-        let settled = bit::DELTA_OPEN | bit::NOTED[side];
-        let shown = self.wants.any() & (d.payload_len != 0);
-        if (self.bits & (settled | bit::SILENCED) != settled) | shown
-            || arrival.timestamp_ns < self.end_ns
+    /// Takes a packet of this flow in if only counts and numbers change; [`Taken::Not`] leaves the
+    /// record as it was. `quiet_ns` is the shortest silence that ends any flow.
+    #[inline(always)]
+    pub(super) fn take_plain(
+        &mut self,
+        arrival: &Arrival,
+        from_a: bool,
+        quiet_ns: u64,
+        timeouts: &Timeouts,
+    ) -> Taken {
+        let brief = arrival.brief();
+        let (timestamp_ns, clock_ns) = (arrival.timestamp_ns, arrival.clock_ns);
+        let side = self.side(from_a) & 1;
+        let settled = bit::IN_USE | bit::DELTA_OPEN | (bit::NOTED[0] << side);
+        let shown = self.wants.any() & (brief.payload_len != 0);
+        let is_due = (timeouts.active_ns != 0) & (coarse_steps(clock_ns, self.delta_due) <= 0);
+        // A time from before the last one is as far from it as one can be.
+        if (self.bits & (settled | bit::SILENCED) != settled)
+            | shown
+            | is_due
+            | (timestamp_ns.wrapping_sub(self.end_ns) > timeouts.idle_ns)
+            | (clock_ns.wrapping_sub(self.last_clock) >= quiet_ns)
         {
             return Taken::Not;
         }
-        let is_tcp = (self.key.proto() == proto::TCP) & d.fragment.is_none_or(|f| f.offset == 0);
-        let taken = self.numbers.take(is_tcp, self.plain, side, &d.tcp, d.payload_len);
+        let (tcp, len) = (&brief.tcp, brief.payload_len);
+        let taken = self.numbers.take(brief.tcp_mask(), self.plain, side, tcp, len);
         if taken == Taken::Not {
             return taken;
         }
         // Zero for all but TCP.
-        self.tcp_flags |= d.tcp.flags;
-        self.end_ns = arrival.timestamp_ns;
-        self.last_clock = self.last_clock.max(arrival.clock_ns);
-        self.total[side].add(one(d));
+        self.tcp_flags |= brief.tcp.flags;
+        self.end_ns = timestamp_ns;
+        self.last_clock = clock_ns;
+        self.total[side].add(Counts {
+            packets: 1,
+            bytes: u64::from(brief.wire_len),
+            ip_bytes: u64::from(brief.ip_len),
+        });
         taken
     }
 }
@@ -406,12 +428,6 @@ impl Flow<'_> {
         if seen.mark != before {
             self.hot.set_mark(seen.mark);
         }
-    }
-
-    /// Counts a segment that was taken in by its numbers, as one sent before.
-    #[inline]
-    pub(super) fn retransmitted(&mut self, side: usize) {
-        self.cold.tcp.retransmitted(side, &mut self.cold.history);
     }
 
     fn note(&mut self, d: &Decoded, side: usize) {

@@ -50,11 +50,12 @@ pub(super) struct Numbers {
 
 impl Numbers {
     /// Takes in a segment that changes nothing but numbers: no SYN, FIN or RST, a window, of a kind
-    /// that `plain` allows. Anything but TCP passes through, without a branch that tells them apart.
-    #[inline]
+    /// that `plain` allows. Anything but TCP, of which `tcp_mask` is zero, passes through, without a
+    /// branch that tells them apart.
+    #[inline(always)]
     pub(super) fn take(
         &mut self,
-        is_tcp: bool,
+        tcp_mask: u32,
         plain: u8,
         side: usize,
         tcp: &Tcp,
@@ -64,20 +65,26 @@ impl Numbers {
         let side = side & 1;
         let kind = if len > 0 { PLAIN_DATA } else { PLAIN_ACK } << (2 * side);
         let acked = delta(tcp.ack, self.acked[1 - side]);
-        let plain = (tcp.flags & (ODD | tcp_flag::ACK) == tcp_flag::ACK)
-            & (plain & kind != 0)
-            & (tcp.window != 0)
-            & (acked <= LARGE_JUMP);
-        if is_tcp & !plain {
+        let odd = u32::from((tcp.flags & (ODD | tcp_flag::ACK)) ^ tcp_flag::ACK)
+            | u32::from(plain & kind == 0)
+            | u32::from(tcp.window == 0)
+            | u32::from(acked > LARGE_JUMP);
+        if odd & tcp_mask != 0 {
             return Taken::Not;
         }
-        let newly_acked = is_tcp & (acked > 0);
-        self.acked[1 - side] = if newly_acked { tcp.ack } else { self.acked[1 - side] };
+        let newly_acked = ones(acked > 0) & tcp_mask;
+        self.acked[1 - side] ^= (self.acked[1 - side] ^ tcp.ack) & newly_acked;
         let past = tcp.seq.wrapping_add(len);
-        let newly_sent = is_tcp & (delta(past, self.last[side]) > 0);
-        self.last[side] = if newly_sent { past } else { self.last[side] };
-        if is_tcp & !newly_sent & (len > 0) { Taken::Again } else { Taken::Whole }
+        let newly_sent = ones(delta(past, self.last[side]) > 0) & tcp_mask;
+        self.last[side] ^= (self.last[side] ^ past) & newly_sent;
+        Taken::Plain { again: tcp_mask & !newly_sent & ones(len > 0) & 1, side }
     }
+}
+
+/// All ones if so, else zero.
+#[inline]
+fn ones(so: bool) -> u32 {
+    u32::from(so).wrapping_neg()
 }
 
 /// What became of a segment in [`Numbers::take`].
@@ -85,9 +92,9 @@ impl Numbers {
 pub(super) enum Taken {
     /// Nothing: it needs [`TcpTrack::segment`], and the numbers are as they were.
     Not,
-    Whole,
-    /// Its payload had been sent before, which [`TcpTrack::retransmitted`] has to hear.
-    Again,
+    /// All of it; `again` is 1 if its payload had been sent before, else 0, and
+    /// [`TcpTrack::retransmitted`] has to hear that.
+    Plain { again: u32, side: usize },
 }
 
 const PLAIN_DATA: u8 = 1;
@@ -516,6 +523,9 @@ impl TcpTrack {
 
 /// Writes a letter at the 1st, 10th, 100th … time.
 fn scaled(count: u32, side: usize, code: u8, history: &mut History) {
+    if count != 1 && !count.is_multiple_of(10) {
+        return;
+    }
     if count.checked_ilog10().is_some_and(|power| 10u32.pow(power) == count) {
         history.push(side, code);
     }
@@ -549,13 +559,13 @@ mod tests {
         for (n, &(side, flags, seq, ack, len)) in segments.iter().enumerate() {
             let tcp = Tcp { seq, ack, window: 100, flags };
             let plain = if plain { track.plain_segments() } else { 0 };
-            match numbers.take(true, plain, side, &tcp, len) {
+            match numbers.take(u32::MAX, plain, side, &tcp, len) {
                 Taken::Not => {
                     let now = 1_000 * (n as u64 + 1);
                     track.segment(side, &tcp, len, now, &mut numbers, &mut history);
                 }
-                Taken::Again => track.retransmitted(side, &mut history),
-                Taken::Whole => {}
+                Taken::Plain { again: 1, .. } => track.retransmitted(side, &mut history),
+                Taken::Plain { .. } => {}
             }
         }
         let state = track.conn_state(&numbers, &history).name();

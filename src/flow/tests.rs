@@ -1,6 +1,6 @@
 use super::*;
 use crate::event::{Counts, FlowEvent};
-use crate::packet::{Addr, Fragment, Tcp, Tuple, proto};
+use crate::packet::{Addr, Fragment, Tcp, Tuple, icmp_counterpart, proto};
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_700_000_000 * SECOND;
@@ -12,25 +12,28 @@ fn table(max_flows: usize) -> FlowTable {
 
 fn packet(at_s: f64, src: u8, sport: u16, dst: u8, dport: u16, proto: u8) -> Arrival {
     let ns = START + (at_s * 1e9) as u64;
-    Arrival {
-        decoded: Decoded {
-            tuple: Tuple {
-                src: Addr::v4([10, 0, 0, src]),
-                dst: Addr::v4([10, 0, 0, dst]),
-                sport,
-                dport,
-                proto,
-                ..Default::default()
-            },
-            wire_len: 100,
-            ip_len: 86,
-            payload_len: 46,
+    let decoded = Decoded {
+        tuple: Tuple {
+            src: Addr::v4([10, 0, 0, src]),
+            dst: Addr::v4([10, 0, 0, dst]),
+            sport,
+            dport,
+            proto,
             ..Default::default()
         },
-        timestamp_ns: ns,
-        clock_ns: ns,
-        frame: 0,
-    }
+        wire_len: 100,
+        ip_len: 86,
+        payload_len: 46,
+        ..Default::default()
+    };
+    Arrival::new(decoded, ns, ns)
+}
+
+/// The packet, changed.
+fn with(a: Arrival, change: impl FnOnce(&mut Decoded)) -> Arrival {
+    let mut decoded = a.decoded;
+    change(&mut decoded);
+    Arrival::new(decoded, a.timestamp_ns, a.clock_ns)
 }
 
 #[allow(clippy::too_many_arguments, reason = "a packet on one line")]
@@ -44,10 +47,10 @@ fn tcp(
     seq: u32,
     ack: u32,
 ) -> Arrival {
-    let mut a = packet(at_s, src, sport, dst, dport, proto::TCP);
-    a.decoded.payload_len = 0;
-    a.decoded.tcp = Tcp { seq, ack, window: 1000, flags };
-    a
+    with(packet(at_s, src, sport, dst, dport, proto::TCP), |d| {
+        d.payload_len = 0;
+        d.tcp = Tcp { seq, ack, window: 1000, flags };
+    })
 }
 
 /// Feeds the packets in bursts of `size`, drains, and returns the events sorted by flow and delta.
@@ -220,12 +223,12 @@ fn a_full_sink_loses_no_event_and_counts_what_it_could_not_place() {
 #[test]
 fn fragments_join_their_flow_in_any_order_and_orphans_stand_alone() {
     let part = |t: f64, id: u32, offset: u32, more: bool| {
-        let mut a = packet(t, 1, 0, 2, 0, proto::UDP);
-        if offset == 0 {
-            (a.decoded.tuple.sport, a.decoded.tuple.dport) = (5000, 53);
-        }
-        a.decoded.fragment = Some(Fragment { id, offset, more });
-        a
+        with(packet(t, 1, 0, 2, 0, proto::UDP), |d| {
+            if offset == 0 {
+                (d.tuple.sport, d.tuple.dport) = (5000, 53);
+            }
+            d.fragment = Some(Fragment { id, offset, more });
+        })
     };
     let packets = [
         part(0.0, 1, 0, true),
@@ -265,13 +268,13 @@ fn one_stamp_of_the_far_future_neither_freezes_nor_multiplies_flows() {
 #[test]
 fn icmp_answers_pair_and_errors_do_not() {
     let icmp = |t, src, dst, kind: u8, code: u8| {
-        let mut a = packet(t, src, u16::from(kind), dst, u16::from(code), proto::ICMP);
-        a.decoded.icmp = (kind, code);
-        match crate::packet::icmp_counterpart(proto::ICMP, kind) {
-            Some(answer) => a.decoded.tuple.dport = u16::from(answer),
-            None => a.decoded.tuple.one_way = true,
-        }
-        a
+        with(packet(t, src, u16::from(kind), dst, u16::from(code), proto::ICMP), |d| {
+            d.icmp = (kind, code);
+            match icmp_counterpart(proto::ICMP, kind) {
+                Some(answer) => d.tuple.dport = u16::from(answer),
+                None => d.tuple.one_way = true,
+            }
+        })
     };
     let events = run(
         &mut table(10),
@@ -314,7 +317,7 @@ fn the_hash_spreads_neighbours_over_buckets_and_tags() {
                     v6,
                     one_way: false,
                 };
-                let hash = table.hash(&FlowKey::of(&t).0);
+                let hash = hash(&table.secrets, &FlowKey::of(&t).0);
                 buckets.insert(hash & 0xffff);
                 tags.insert(hash >> 48);
                 n += 1;

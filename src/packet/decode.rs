@@ -6,6 +6,7 @@
 
 use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice};
 
+use super::brief::Brief;
 use super::key::{Addr, Tuple, icmp_counterpart};
 use super::link::Link;
 use super::proto;
@@ -139,62 +140,19 @@ struct Network {
 /// Reads a frame into `out`, whatever that held before.
 #[inline]
 pub fn decode(frame: &Frame<'_>, out: &mut Decoded) -> Result<(), Reject> {
-    *out = Decoded { wire_len: frame.wire_len, ..Decoded::default() };
-    if common(frame, out) { Ok(()) } else { walk(frame, out) }
+    let mut brief = Brief::default();
+    if brief.read(frame) {
+        *out = brief.unfold();
+        return Ok(());
+    }
+    walk(frame, out)
 }
 
-/// Reads any frame.
-fn walk(frame: &Frame<'_>, out: &mut Decoded) -> Result<(), Reject> {
+/// Reads any frame; what [`Brief::read`] takes it reads the same.
+pub fn walk(frame: &Frame<'_>, out: &mut Decoded) -> Result<(), Reject> {
+    *out = Decoded { wire_len: frame.wire_len, ..Decoded::default() };
     let network = walk_link(frame, out)?;
     if network.v6 { ipv6(frame, network.at, out) } else { ipv4(frame, network.at, out) }
-}
-
-/// Reads the frame that most are: untagged Ethernet, IPv4 without options or fragments, whole, TCP
-/// or UDP. False for any other, with `out` as it was. Does in a third of the instructions what
-/// [`walk`] does, and a test holds the two against each other.
-#[inline(always)]
-fn common(frame: &Frame<'_>, out: &mut Decoded) -> bool {
-    let data = frame.data;
-    let Some(h) = data.first_chunk::<54>() else { return false };
-    let word = |at: usize| u16::from_be_bytes([h[at], h[at + 1]]);
-    let long = |at: usize| u32::from_be_bytes([h[at], h[at + 1], h[at + 2], h[at + 3]]);
-    let ip_len = u32::from(word(16));
-    let end = 14 + ip_len as usize;
-    // Without a branch on TCP or UDP, which nothing predicts: a UDP packet's would-be TCP fields are
-    // read too, and masked.
-    let is_tcp = h[23] == proto::TCP;
-    let mask = u32::from(is_tcp).wrapping_neg();
-    let tcp_header = usize::from(h[46] >> 4) * 4;
-    let header = if is_tcp { tcp_header } else { 8 };
-    // Fragment bits, and lengths that need thought, are the walk's.
-    if frame.link != Link::Ethernet
-        || (word(12), h[14]) != (IPV4, 0x45)
-        || word(20) & 0x3fff != 0
-        || !(is_tcp | (h[23] == proto::UDP))
-        || is_tcp & (tcp_header < 20)
-        || 34 + header > end
-        || end > data.len()
-    {
-        return false;
-    }
-    out.tcp = Tcp {
-        seq: long(38) & mask,
-        ack: long(42) & mask,
-        window: word(48) & mask as u16,
-        flags: h[47] & mask as u8,
-    };
-    out.dst_mac = [h[0], h[1], h[2], h[3], h[4], h[5]];
-    out.src_mac = [h[6], h[7], h[8], h[9], h[10], h[11]];
-    out.has_mac = true;
-    out.ip_len = ip_len;
-    out.tuple.src = Addr::v4([h[26], h[27], h[28], h[29]]);
-    out.tuple.dst = Addr::v4([h[30], h[31], h[32], h[33]]);
-    out.tuple.proto = h[23];
-    out.tuple.sport = word(34);
-    out.tuple.dport = word(36);
-    out.payload_at = 34 + header as u32;
-    out.payload_len = ip_len - 20 - header as u32;
-    true
 }
 
 /// A number that is the same for all packets between two hosts, in both directions, fragments
@@ -576,7 +534,7 @@ fn tcp(bytes: &[u8], sent: usize, out: &mut Decoded) -> Result<usize, Reject> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::tcp_flag;
+    use crate::packet::{FlowKey, tcp_flag};
 
     fn ether(kind: u16, rest: &[u8]) -> Vec<u8> {
         let mut f = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
@@ -751,13 +709,14 @@ mod tests {
                             wire_len_known: known,
                             link: Link::Ethernet,
                         };
-                        let (mut short, mut long) = (Decoded::default(), Decoded::default());
-                        if common(&frame, &mut short) {
+                        let (mut short, mut long) = (Brief::default(), Decoded::default());
+                        if short.read(&frame) {
                             taken += 1;
                             assert_eq!(walk(&frame, &mut long), Ok(()));
-                            assert_eq!(format!("{short:?}"), format!("{long:?}"));
-                        } else {
-                            assert_eq!(format!("{short:?}"), format!("{long:?}"), "left as it was");
+                            assert_eq!(format!("{:?}", short.unfold()), format!("{long:?}"));
+                            let (ends, rest) = short.folded_key();
+                            let key = (FlowKey::unfold(ends, rest), short.from_a());
+                            assert_eq!(key, FlowKey::of(&long.tuple));
                         }
                     }
                 }

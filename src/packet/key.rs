@@ -103,6 +103,31 @@ impl FlowKey {
         (Self { a, b, rest }, from_a)
     }
 
+    /// The last word of an IPv4 key: the ports of `a` and `b`, and the protocol.
+    #[inline]
+    pub fn rest(ports: u32, proto: u8) -> u64 {
+        (u64::from(ports) << 32) | (u64::from(proto) << 8)
+    }
+
+    /// The key of these addresses of IPv4, `a`'s in the high half, and this last word.
+    #[inline]
+    pub fn unfold(ends: u64, rest: u64) -> Self {
+        Self { a: Addr(ends & !0xffff_ffff, 0), b: Addr(ends << 32, 0), rest }
+    }
+
+    /// The addresses of IPv4 in one word; of IPv6 something else.
+    #[inline]
+    pub fn ends(&self) -> u64 {
+        self.a.0 | (self.b.0 >> 32)
+    }
+
+    /// Whether it is the one that [`FlowKey::unfold`] makes of these.
+    #[inline]
+    pub fn is(&self, ends: u64, rest: u64) -> bool {
+        // The last word says IPv4, whose other words are zero.
+        (self.ends() == ends) & (self.rest == rest)
+    }
+
     pub fn port_a(&self) -> u16 {
         (self.rest >> 48) as u16
     }

@@ -3,11 +3,13 @@
 //! Pure functions over bytes: no clock, no I/O, no DPDK. A header is believed only as far as the
 //! bytes go; what cannot be read ends in a reason ([`Reject`]), never in a panic.
 
+mod brief;
 mod decode;
 mod key;
 mod link;
 
-pub use decode::{Decoded, Fragment, Frame, Reject, Tcp, Vlans, decode, steer};
+pub use brief::Brief;
+pub use decode::{Decoded, Fragment, Frame, Reject, Tcp, Vlans, decode, steer, walk};
 pub use key::{Addr, FlowKey, Tuple, icmp_counterpart};
 pub use link::Link;
 

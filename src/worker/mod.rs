@@ -436,12 +436,13 @@ impl Worker {
             clock = stamp.meta.clock_ns;
             let frame = frame(packet, stamp);
             let Some(arrival) = self.arrivals.get_mut(readable) else { break };
-            match packet::decode(&frame, &mut arrival.decoded) {
+            match arrival.read(&frame) {
                 Ok(()) => {
-                    let d = &arrival.decoded;
-                    bytes += u64::from(d.wire_len);
-                    truncated += u64::from(d.truncated);
-                    lies += u64::from(d.length_lies);
+                    bytes += u64::from(frame.wire_len);
+                    if let Some(d) = arrival.uncommon() {
+                        truncated += u64::from(d.truncated);
+                        lies += u64::from(d.length_lies);
+                    }
                     arrival.timestamp_ns = stamp.timestamp_ns;
                     arrival.clock_ns = stamp.meta.clock_ns;
                     arrival.frame = number as u32;
@@ -451,7 +452,7 @@ impl Worker {
                     bytes += u64::from(frame.wire_len);
                     counters.reject(reason);
                     if reason == Reject::Arp || reason.is_malformed() {
-                        lone(&mut self.reader, reason, &arrival.decoded, frame.data, stamp);
+                        lone(&mut self.reader, reason, arrival.unfold(), frame.data, stamp);
                     }
                 }
             }
@@ -492,8 +493,8 @@ impl Worker {
         let mut clock = 0;
         for (n, (packet, stamp)) in self.batch.iter().enumerate() {
             let frame = frame(packet, stamp);
-            let sighting = match self.arrivals.get(n) {
-                Some(arrival) if all => Sighting::of(&frame, &arrival.decoded, Ok(())),
+            let sighting = match self.arrivals.get_mut(n) {
+                Some(arrival) if all => Sighting::of(&frame, arrival.unfold(), Ok(())),
                 _ => sight(&frame, &mut scratch),
             };
             clock = stamp.meta.clock_ns;

@@ -265,8 +265,7 @@ fn end_of(
                 continue;
             }
             clock = ns.max(clock);
-            let mut arrival =
-                Arrival { decoded: posting.decoded, timestamp_ns: ns, clock_ns: clock, frame: 0 };
+            let mut arrival = Arrival::new(posting.decoded, ns, clock);
             table.burst(std::slice::from_mut(&mut arrival), &mut end);
             if let Some(end_ns) = end.end_ns {
                 return end_ns;
