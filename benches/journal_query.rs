@@ -166,7 +166,7 @@ fn index(builder: &mut IndexBuilder, segment: &Segment) -> (f64, Duration, Vec<u
         let data = &segment.bytes[at + 16..at + 16 + len];
         let frame =
             Frame { data, wire_len: len as u32, wire_len_known: true, link: Link::Ethernet };
-        builder.add(at as u64, &frame, ns);
+        builder.add(at as u64, &frame, ns, None);
     }
     let add = begun.elapsed().as_nanos() as f64 / segment.records.len() as f64;
     assert!(!builder.is_full());

@@ -215,7 +215,7 @@ impl Run {
         let Some(stage) = &mut self.stage else { return };
         let data = packet(self.sent);
         let link = if rng.below(links) == 0 { 1 } else { 101 };
-        match stage.append(link, time(self.sent), data.len() as u32, &data) {
+        match stage.append(link, time(self.sent), data.len() as u32, &data, None) {
             Ok(()) => self.sent += 1,
             Err(_) => self.refused += 1,
         }

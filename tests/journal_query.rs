@@ -172,7 +172,7 @@ fn being_written(dir: &Path, sealed: &Path) -> Journal {
                 wire_len_known: true,
                 link: Link::Ethernet,
             };
-            builder.add(at, &frame, p.ns);
+            builder.add(at, &frame, p.ns, None);
             at += 16 + p.data.len() as u64;
         }
         let mark = Mark::default();

@@ -40,6 +40,8 @@ pub struct Filler {
     buffer: Arc<Buffer>,
     /// Bytes written, published or not.
     at: usize,
+    /// Some were written past the caches since the last publication.
+    streamed: bool,
 }
 
 /// A reader of a buffer's published bytes.
@@ -68,6 +70,7 @@ impl Filler {
         Ok(Self {
             buffer: Arc::new(Buffer { start, capacity, published: AtomicUsize::new(0) }),
             at: 0,
+            streamed: false,
         })
     }
 
@@ -105,7 +108,12 @@ impl Filler {
         // reader looks at them, and we are the only writer.
         unsafe {
             let to = self.buffer.start.as_ptr().add(self.at);
-            std::ptr::copy_nonoverlapping(now.as_ptr(), to, n);
+            if n < STREAM {
+                std::ptr::copy_nonoverlapping(now.as_ptr(), to, n);
+            } else {
+                stream(now.as_ptr(), to, n);
+                self.streamed = true;
+            }
         }
         self.at += n;
         rest
@@ -113,10 +121,63 @@ impl Filler {
 
     /// Lets readers see everything written so far.
     #[inline]
-    pub fn publish(&self) {
+    pub fn publish(&mut self) {
+        if std::mem::take(&mut self.streamed) {
+            fence();
+        }
         self.buffer.published.store(self.at, Ordering::Release);
     }
 }
+
+/// From this length on bytes go past the caches: they are read again by another thread, much later,
+/// and would only be fetched from memory to be overwritten, and push out what is needed.
+const STREAM: usize = 256;
+
+/// Copies `n` bytes, whole cache lines of the destination past the caches.
+///
+/// # Safety
+/// As [`std::ptr::copy_nonoverlapping`]. Another thread may look at the destination only after
+/// [`fence`].
+#[cfg(target_arch = "x86_64")]
+#[inline]
+unsafe fn stream(from: *const u8, to: *mut u8, n: usize) {
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+    const LINE: usize = 64;
+    let head = to.align_offset(LINE).min(n);
+    // SAFETY: all offsets stay below `n`; `to + at` is on a multiple of 64 in the loop.
+    unsafe {
+        std::ptr::copy_nonoverlapping(from, to, head);
+        let mut at = head;
+        while at + LINE <= n {
+            for part in (at..at + LINE).step_by(16) {
+                let bytes = _mm_loadu_si128(from.add(part).cast::<__m128i>());
+                _mm_stream_si128(to.add(part).cast::<__m128i>(), bytes);
+            }
+            at += LINE;
+        }
+        std::ptr::copy_nonoverlapping(from.add(at), to.add(at), n - at);
+    }
+}
+
+/// Orders streamed bytes before what follows.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn fence() {
+    // SAFETY: every processor of this architecture has the instruction.
+    unsafe { std::arch::x86_64::_mm_sfence() };
+}
+
+/// # Safety
+/// As [`std::ptr::copy_nonoverlapping`].
+#[cfg(not(target_arch = "x86_64"))]
+#[inline]
+unsafe fn stream(from: *const u8, to: *mut u8, n: usize) {
+    // SAFETY: the caller's.
+    unsafe { std::ptr::copy_nonoverlapping(from, to, n) };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn fence() {}
 
 impl Filled {
     /// The published bytes.
@@ -143,7 +204,7 @@ impl Filled {
         match Arc::get_mut(&mut buffer) {
             Some(sole) => {
                 *sole.published.get_mut() = 0;
-                Ok(Filler { buffer, at: 0 })
+                Ok(Filler { buffer, at: 0, streamed: false })
             }
             None => Err(Self(buffer)),
         }
@@ -171,6 +232,20 @@ mod tests {
         drop(filler);
         let filler = filled.reclaim().unwrap();
         assert!(filler.is_empty() && filler.share().bytes().is_empty());
+    }
+
+    #[test]
+    fn long_pieces_arrive_whole_at_any_alignment() {
+        let bytes: Vec<u8> = (0..2000u32).map(|n| (n * 7 >> 2) as u8).collect();
+        for (before, len) in (0..70).flat_map(|at| [(at, 256), (at, 319), (at, 1500)]) {
+            let mut filler = Filler::new(4096).unwrap();
+            filler.push(&bytes[..before]);
+            filler.push(&bytes[3..3 + len]);
+            filler.publish();
+            let filled = filler.share();
+            let (first, second) = filled.bytes().split_at(before);
+            assert!(first == &bytes[..before] && second == &bytes[3..3 + len], "{before} {len}");
+        }
     }
 
     #[test]

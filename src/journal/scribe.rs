@@ -5,17 +5,22 @@ use std::time::Instant;
 
 use dpdk::mbuf::free_burst;
 use dpdk::memory::prefetch;
-use dpdk::{Burst, Mbuf};
+use dpdk::{BURST, Burst, Mbuf};
 
 use super::admit::{Admission, Admit};
 use super::block::GapReason;
 use super::handover::Taker;
+use super::index::Foreseen;
 use super::places::{Places, places};
 use super::stage::Stage;
+use crate::packet::Frame;
 use crate::status::{Counter, Counters, Turn};
 
-/// Packets whose bytes are fetched ahead.
-const AHEAD: usize = 4;
+/// So many packets before a packet's turn its bytes are fetched, then the index's entry of its flow,
+/// then what that leads to: each takes as long as the copying of a few packets.
+const BYTES_AHEAD: usize = 9;
+const ENTRY_AHEAD: usize = 6;
+const ROW_AHEAD: usize = 3;
 
 pub struct Scribe {
     rings: Vec<Ring>,
@@ -33,6 +38,57 @@ struct Ring {
     taken: Burst,
     /// How many of `taken` were written.
     used: usize,
+    ahead: Ahead,
+}
+
+/// What is known of a burst's packets whose turn has not come.
+#[derive(Default)]
+struct Ahead {
+    flows: Vec<Option<Foreseen>>,
+    /// Packets whose bytes were fetched, and packets whose row was.
+    bytes: usize,
+    rows: usize,
+}
+
+impl Ahead {
+    /// Fetches what the packets from this one on will need.
+    #[inline]
+    fn look(&mut self, taken: &Burst, used: usize, stage: &Stage) {
+        while let Some(packet) = taken.get(self.bytes).filter(|_| self.bytes <= used + BYTES_AHEAD)
+        {
+            prefetch(packet.data());
+            self.bytes += 1;
+        }
+        while let Some(packet) =
+            taken.get(self.flows.len()).filter(|_| self.flows.len() <= used + ENTRY_AHEAD)
+        {
+            self.flows.push(foresee(packet, stage));
+        }
+        while let Some(packet) = taken.get(self.rows).filter(|_| self.rows <= used + ROW_AHEAD) {
+            let flow = self.flows.get(self.rows).and_then(Option::as_ref);
+            let index = flow.zip(stage.index(packet.meta().link));
+            if let Some(row) = index.and_then(|(flow, (index, _))| index.row(flow)) {
+                prefetch(row);
+            }
+            self.rows += 1;
+        }
+    }
+
+    fn clear(&mut self) {
+        self.flows.clear();
+        (self.bytes, self.rows) = (0, 0);
+    }
+}
+
+/// Finds out a packet's flow and fetches the index's entry of it.
+#[inline]
+fn foresee(packet: &Mbuf, stage: &Stage) -> Option<Foreseen> {
+    let (data, meta) = (packet.data(), packet.meta());
+    let (index, link) = stage.index(meta.link)?;
+    let frame = Frame { data, wire_len: meta.wire_len, wire_len_known: true, link };
+    let flow = index.foresee(&frame)?;
+    prefetch(index.entry(&flow)?);
+    Some(flow)
 }
 
 impl Scribe {
@@ -49,7 +105,8 @@ impl Scribe {
 
     /// Adds a worker's ring.
     pub fn attach(&mut self, input: Taker) {
-        self.rings.push(Ring { input, taken: Burst::new(), used: 0 });
+        let ahead = Ahead { flows: Vec::with_capacity(BURST), ..Ahead::default() };
+        self.rings.push(Ring { input, taken: Burst::new(), used: 0, ahead });
     }
 
     /// Tells where flows begin from now on.
@@ -123,13 +180,11 @@ impl Scribe {
     fn append(&mut self, n: usize, until: u64) -> bool {
         let Some(ring) = self.rings.get_mut(n) else { return true };
         let (mut taken, mut used) = (std::mem::take(&mut ring.taken), ring.used);
+        let mut ahead = std::mem::take(&mut ring.ahead);
         let mut written = true;
-        taken.iter().skip(used).take(AHEAD).for_each(|p| prefetch(p.data()));
         while let Some(packet) = taken.get(used).filter(|p| p.timestamp_ns() <= until) {
-            if let Some(later) = taken.get(used + AHEAD) {
-                prefetch(later.data());
-            }
-            written = self.write(packet);
+            ahead.look(&taken, used, &self.stage);
+            written = self.write(packet, ahead.flows.get(used).and_then(Option::as_ref));
             if !written {
                 break;
             }
@@ -138,17 +193,18 @@ impl Scribe {
         if used == taken.len() {
             // The buffers go back to the pool now, not at the next turn.
             free_burst(&mut taken);
+            ahead.clear();
             used = 0;
         }
         if let Some(ring) = self.rings.get_mut(n) {
-            (ring.taken, ring.used) = (taken, used);
+            (ring.taken, ring.used, ring.ahead) = (taken, used, ahead);
         }
         written
     }
 
     /// Writes one packet, or drops and counts it; false if it must wait for room.
     #[inline]
-    fn write(&mut self, packet: &Mbuf) -> bool {
+    fn write(&mut self, packet: &Mbuf, foreseen: Option<&Foreseen>) -> bool {
         let (meta, ns) = (packet.meta(), packet.timestamp_ns());
         let data = if packet.data().len() as u32 == packet.len() {
             packet.data()
@@ -169,7 +225,7 @@ impl Scribe {
         }
         // A driver may know less of the length on the wire than came.
         let wire_len = meta.wire_len.max(packet.len());
-        if self.stage.append(meta.link, ns, wire_len, data).is_ok() {
+        if self.stage.append(meta.link, ns, wire_len, data, foreseen).is_ok() {
             self.admission.kept();
             let cut = packet.len() - data.len() as u32;
             self.counters.add(Counter::JournalCut, u64::from(cut > 0));

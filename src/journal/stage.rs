@@ -15,7 +15,7 @@ use diskio::{Filled, Filler};
 use rtrb::Producer;
 
 use super::block::{Gap, GapReason};
-use super::index::{IndexBuilder, OpenIndex};
+use super::index::{Foreseen, IndexBuilder, OpenIndex};
 use super::pcap::{self, RecordHeader};
 use super::places::Birth;
 use crate::event::Place;
@@ -145,7 +145,13 @@ impl Stage {
         self.rotation.age = age;
     }
 
-    /// Appends a packet of this time and link type; `data` is what was captured of `wire_len` bytes.
+    /// The index that a packet of this link type likely goes to.
+    #[inline]
+    pub fn index(&self, link: u16) -> Option<(&IndexBuilder, Link)> {
+        self.lanes.iter().find(|lane| lane.link == link).map(|lane| (&*lane.index, lane.read_as))
+    }
+
+    /// Appends a packet of this time and link type, which [`Stage::tend`] publishes; `data` is what was captured of `wire_len` bytes.
     #[inline]
     pub fn append(
         &mut self,
@@ -153,6 +159,7 @@ impl Stage {
         timestamp_ns: u64,
         wire_len: u32,
         data: &[u8],
+        foreseen: Option<&Foreseen>,
     ) -> Result<(), NoRoom> {
         // Longer than any link's frame: cut, which the record says.
         let data = data.get(..pcap::SNAPLEN as usize).unwrap_or(data);
@@ -170,15 +177,14 @@ impl Stage {
                 push_on(lane, part, &mut self.spare, &self.exchange.notes);
             }
         }
-        // The index before the bytes: who sees the bytes can find them.
+        // The index before the bytes are published: who sees them can find them.
         let frame = Frame { data, wire_len: header.wire, wire_len_known: true, link: lane.read_as };
-        let begins = lane.index.add(lane.len, &frame, timestamp_ns);
+        let begins = lane.index.add(lane.len, &frame, timestamp_ns, foreseen);
         if let (Some(flow_id), Some(births)) = (begins, &mut self.births) {
             let place = Place { segment: lane.number, offset: lane.len };
             let _ = births.push(Birth { flow_id, place });
         }
         lane.len += size as u64;
-        lane.filler.publish();
         lane.quiet = 0;
         self.newest_ns = self.newest_ns.max(timestamp_ns);
         Ok(())
@@ -240,7 +246,7 @@ impl Stage {
     }
 
     fn end(&mut self, at: usize) {
-        let lane = self.lanes.swap_remove(at);
+        let mut lane = self.lanes.swap_remove(at);
         lane.filler.publish();
         // Before the note: the writer may then take the buffer back.
         drop(lane.filler);
@@ -256,9 +262,10 @@ impl Stage {
         self.exchange.signals.newest_ns.store(self.newest_ns, Ordering::Relaxed);
     }
 
-    /// What is done now and then, between bursts: ends segments that are old or whose file takes no
+    /// What is done after each burst: publishes it, ends segments that are old or whose file takes no
     /// more, and tells of gaps.
     pub fn tend(&mut self, now: Instant) {
+        self.lanes.iter_mut().for_each(|lane| lane.filler.publish());
         let ended = self.exchange.signals.ended_up_to.load(Ordering::Relaxed);
         let age = self.rotation.age;
         let is_over = |lane: &Lane| {
@@ -328,7 +335,7 @@ fn push_on(lane: &mut Lane, mut part: &[u8], spare: &mut Vec<Filler>, notes: &Se
         if lane.filler.room() == 0
             && let Some(next) = spare.pop()
         {
-            let full = std::mem::replace(&mut lane.filler, next);
+            let mut full = std::mem::replace(&mut lane.filler, next);
             full.publish();
             drop(full);
             tell(notes, Note::Next { number: lane.number, data: lane.filler.share() });

@@ -13,7 +13,7 @@ use super::key::{Key, Posting, read};
 use super::{BLOCK_SHIFT, IndexKey, Limits};
 use crate::flow::{flow_id, opening};
 use crate::packet::tcp_flag::{ACK, SYN};
-use crate::packet::{Frame, Link};
+use crate::packet::{Brief, Frame, Link};
 
 /// A pause after which a packet may have begun another flow of the same key.
 const QUIET_NS: u64 = 10_000_000_000;
@@ -181,6 +181,12 @@ impl OpenIndex {
         self.probe(key, self.key.hash(key)).ok()
     }
 
+    /// The entry of the table where a search for this hash begins.
+    #[inline]
+    fn entry(&self, hash: u64) -> Option<&AtomicU64> {
+        self.table.get(hash as usize & (self.table.len() - 1))
+    }
+
     /// The flow's number, or the free place of the table where it belongs.
     #[inline]
     fn probe(&self, key: &Key, hash: u64) -> Result<u32, usize> {
@@ -233,6 +239,13 @@ impl OpenIndex {
             Some(Span { first, min_ns, max_ns })
         })
     }
+}
+
+/// A packet's flow, found out before the packet's turn, so that what it needs can be fetched.
+#[derive(Clone, Copy, Debug)]
+pub struct Foreseen {
+    key: Key,
+    hash: u64,
 }
 
 /// Fills an index, packet by packet; belongs to one thread.
@@ -319,14 +332,45 @@ impl IndexBuilder {
         self.incomplete
     }
 
+    /// The flow of a common frame.
+    #[inline]
+    pub fn foresee(&self, frame: &Frame<'_>) -> Option<Foreseen> {
+        let mut brief = Brief::default();
+        if !brief.read(frame) {
+            return None;
+        }
+        let key = Key::common(&brief);
+        Some(Foreseen { key, hash: hash(&self.hasher, &key) })
+    }
+
+    /// What [`IndexBuilder::add`] reads first of all for this flow.
+    #[inline]
+    pub fn entry(&self, flow: &Foreseen) -> Option<&AtomicU64> {
+        self.shared.entry(flow.hash)
+    }
+
+    /// What it reads then, as far as the first says it.
+    #[inline]
+    pub fn row(&self, flow: &Foreseen) -> Option<&AtomicU64> {
+        let word = self.shared.entry(flow.hash)?.load(Ordering::Relaxed);
+        let number = (word as u32).checked_sub(1)? as usize;
+        self.shared.rows.get(self.shared.row_start + number * ROW)
+    }
+
     /// Takes a record: where its header starts in the file, the bytes that are recorded, its time.
     ///
     /// `frame` has to be what the file says: the recorded bytes and the recorded length on the
-    /// wire. Records come in the order of the file.
+    /// wire. Records come in the order of the file. `foreseen` spares work if it is the packet's.
     ///
     /// Returns the flow id that the packet gave a flow, if it may have begun one.
     #[inline]
-    pub fn add(&mut self, at: u64, frame: &Frame<'_>, timestamp_ns: u64) -> Option<u64> {
+    pub fn add(
+        &mut self,
+        at: u64,
+        frame: &Frame<'_>,
+        timestamp_ns: u64,
+        foreseen: Option<&Foreseen>,
+    ) -> Option<u64> {
         if self.full {
             self.incomplete = true;
             return None;
@@ -340,7 +384,7 @@ impl IndexBuilder {
         read(&Frame { link, ..*frame }, &mut posting);
         let offset = at as u32;
         for (n, key) in posting.keys.iter().take(posting.count).enumerate() {
-            let flow = self.flow(key);
+            let flow = self.flow(key, foreseen);
             if n == 0 {
                 begins = self.note_birth(flow, key, &posting, timestamp_ns);
             }
@@ -368,11 +412,14 @@ impl IndexBuilder {
 
     /// The number of a flow, a new one if it was not seen in this segment.
     #[inline]
-    fn flow(&mut self, key: &Key) -> u32 {
+    fn flow(&mut self, key: &Key, foreseen: Option<&Foreseen>) -> u32 {
         if self.last.0 == *key && self.last.1 != u32::MAX {
             return self.last.1;
         }
-        let hash = hash(&self.hasher, key);
+        let hash = match foreseen {
+            Some(foreseen) if foreseen.key == *key => foreseen.hash,
+            _ => hash(&self.hasher, key),
+        };
         let flow = match self.shared.probe(key, hash) {
             Ok(flow) => flow,
             Err(place) => self.create(key, hash, place),

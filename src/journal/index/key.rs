@@ -1,6 +1,6 @@
 //! What a packet is posted under: its flow, and whatever else it can be asked by.
 
-use crate::packet::{Addr, Decoded, FlowKey, Frame, Link, Reject, Tuple, decode, proto};
+use crate::packet::{Addr, Brief, Decoded, FlowKey, Frame, Link, Reject, Tuple, decode, proto};
 
 /// Five words that name a flow, or a kind of packet that is no flow.
 ///
@@ -31,6 +31,13 @@ pub enum Kind {
 
 impl Key {
     const UNREADABLE: Self = Self([0, 0, 0, 0, OTHER]);
+
+    /// Of a common frame.
+    #[inline]
+    pub fn common(brief: &Brief) -> Self {
+        let (ends, rest) = brief.folded_key();
+        Self(FlowKey::unfold(ends, rest).words())
+    }
 
     pub fn flow(tuple: &Tuple) -> Self {
         Self(FlowKey::of(tuple).0.words())

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use siphasher::sip::SipHasher13;
 
 pub(super) use build::hash as hash_with;
-pub use build::{IndexBuilder, OpenIndex};
+pub use build::{Foreseen, IndexBuilder, OpenIndex};
 pub(crate) use file::{Anchor, Attribute};
 pub use file::{Damage, IndexFile};
 pub use key::{Key, Kind, Posting, read};

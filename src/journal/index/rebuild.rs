@@ -95,7 +95,7 @@ pub fn rebuild(pcap: &Path, key: &IndexKey) -> Result<Vec<u8>, IndexError> {
         if at + record.size() > u64::from(u32::MAX) {
             return Err(bad(at, "a segment of more than 4 GiB"));
         }
-        builder.add(at, &record.frame(data, link), record.timestamp_ns);
+        builder.add(at, &record.frame(data, link), record.timestamp_ns, None);
         window.start += size;
         at += record.size();
     }

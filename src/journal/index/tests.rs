@@ -88,7 +88,7 @@ fn made(n: usize, hosts: u64, payload: u64) -> Made {
             wire_len_known: at % 2 == 0,
             link: Link::Ethernet,
         };
-        builder.add(offset as u64, &frame, ns);
+        builder.add(offset as u64, &frame, ns, None);
         packets.push((tuple(a, b, sport, dport), offset as u32, vlan));
     }
     let pcap = dir.path().join(crate::journal::catalogue::file_name(1, 5));
@@ -290,7 +290,7 @@ fn an_open_index_is_asked_from_another_thread_while_it_grows() {
     });
     for (n, data) in data.iter().enumerate() {
         let frame = Frame { data, wire_len: 52, wire_len_known: true, link: Link::Ethernet };
-        builder.add(n as u64 * 100, &frame, n as u64);
+        builder.add(n as u64 * 100, &frame, n as u64, None);
         if n % 64 == 0 {
             std::thread::yield_now();
         }
@@ -301,7 +301,7 @@ fn an_open_index_is_asked_from_another_thread_while_it_grows() {
     builder.reset(1);
     for (n, data) in data.iter().enumerate() {
         let frame = Frame { data, wire_len: 52, wire_len_known: true, link: Link::Ethernet };
-        builder.add(n as u64 * 100, &frame, n as u64);
+        builder.add(n as u64 * 100, &frame, n as u64, None);
     }
     assert_eq!(builder.encode(500_000), first);
 }
@@ -314,14 +314,14 @@ fn a_full_index_says_so_and_is_never_encoded_without_its_packets() {
     while !builder.is_full() {
         let data = udp([10, 0, 0, 1], [10, 0, 0, 2], added as u16, 53, None, 10);
         let frame = Frame { data: &data, wire_len: 52, wire_len_known: true, link: Link::Ethernet };
-        builder.add(24 + added * 100, &frame, added);
+        builder.add(24 + added * 100, &frame, added, None);
         added += 1;
     }
     assert!((40..=50).contains(&added), "{added}");
     assert!(!builder.encode(10_000).is_empty());
     let data = udp([10, 0, 0, 1], [10, 0, 0, 2], 9, 53, None, 10);
     let frame = Frame { data: &data, wire_len: 52, wire_len_known: true, link: Link::Ethernet };
-    builder.add(90_000, &frame, 1);
+    builder.add(90_000, &frame, 1, None);
     assert!(builder.encode(100_000).is_empty());
 }
 
