@@ -31,7 +31,8 @@ def listen(ctx, pair, journal):
     journal's lcore has to share them.
     """
     scribe = "0@0-1" if os.cpu_count() < 3 else "0@2"
-    where = ["--lcores", f"{scribe},1@1", "--journal", "on", "--data-dir", journal]
+    where = ["--lcores", f"{scribe},1@1", "--journal", "on", "--data-dir", journal,
+             "--pcap-filter", ""]
     where = where if journal else ["--lcores", "1@1", "--journal", "off"]
     return Sensor(ctx.binary, ctx.config, ["--interface", "mirror", *where], pair.prefix())
 

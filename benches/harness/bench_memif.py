@@ -19,6 +19,7 @@ def run(ctx, path, seconds, journaling):
         args = ["--vdev", f"net_memif0,role=server,socket={socket},socket-abstract=no"]
         if journaling:
             args += ["--lcores", "0@0,1@1", "--journal", "on", "--data-dir", directory]
+            args += ["--pcap-filter", ""]
             args += ["--rotate-size", "64MB"]
         else:
             args += ["--lcores", "1@1", "--journal", "off"]

@@ -24,22 +24,6 @@ struct Ends<'a> {
     orig_is_a: bool,
 }
 
-/// A finding about a flow, as EVE has it.
-#[derive(Clone, Debug)]
-pub struct Alert<'a> {
-    pub timestamp_ns: u64,
-    pub signature_id: u32,
-    pub revision: u32,
-    pub signature: &'a str,
-    pub category: &'a str,
-    /// 1 high, 2 medium, 3 low.
-    pub severity: u8,
-    /// Free members: name and text.
-    pub context: &'a [(&'a str, String)],
-    /// The journal's file with the flow's first packet.
-    pub capture_file: Option<&'a str>,
-}
-
 /// Writes EVE lines.
 #[derive(Clone, Debug)]
 pub struct EveWriter {
@@ -209,38 +193,6 @@ impl EveWriter {
         self.line("http", at, Some(ends), out, |o| {
             o.text("app_proto", "http");
             o.object("http", |o| content::http(http, o));
-        });
-    }
-
-    /// The line of a finding about a flow.
-    pub fn alert(&self, alert: &Alert<'_>, e: &FlowEvent, about: &About<'_>, out: &mut Vec<u8>) {
-        let ends = Ends { flow_id: e.flow_id, key: &e.key, orig_is_a: e.orig_is_a };
-        self.line("alert", alert.timestamp_ns, Some(&ends), out, |o| {
-            vlans(e, o);
-            o.some("app_proto", about.app(e).map(crate::event::App::name));
-            if let [Some(src), Some(dst)] = e.macs {
-                o.object("ether", |o| {
-                    o.text("src_mac", &mac(src));
-                    o.text("dest_mac", &mac(dst));
-                });
-            }
-            o.object("alert", |o| {
-                o.text("action", "allowed");
-                o.number("gid", 1);
-                o.number("signature_id", alert.signature_id);
-                o.number("rev", alert.revision);
-                o.text("signature", alert.signature);
-                o.text("category", alert.category);
-                o.number("severity", alert.severity);
-                o.object("context", |o| {
-                    alert.context.iter().for_each(|(name, text)| o.text(name, text));
-                });
-            });
-            o.object("flow", |o| {
-                totals(e, o);
-                o.text("start", &time(e.start_ns));
-            });
-            o.some("capture_file", alert.capture_file);
         });
     }
 
