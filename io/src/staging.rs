@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn long_pieces_arrive_whole_at_any_alignment() {
-        let bytes: Vec<u8> = (0..2000u32).map(|n| (n * 7 >> 2) as u8).collect();
+        let bytes: Vec<u8> = (0..2000u32).map(|n| ((n * 7) >> 2) as u8).collect();
         for (before, len) in (0..70).flat_map(|at| [(at, 256), (at, 319), (at, 1500)]) {
             let mut filler = Filler::new(4096).unwrap();
             filler.push(&bytes[..before]);

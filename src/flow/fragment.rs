@@ -25,7 +25,10 @@ struct Key {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pending {
     pub(super) counts: Counts,
-    pub(super) first: Arrival,
+    /// The one that came first, and when, by its own time and by the clock.
+    pub(super) first: Decoded,
+    pub(super) first_ns: u64,
+    pub(super) first_clock: u64,
     pub(super) last_ns: u64,
     pub(super) last_clock: u64,
 }
@@ -123,7 +126,9 @@ impl Fragments {
                 Entry::Waiting { pending, .. } => pending,
                 _ => Pending {
                     counts: Counts::default(),
-                    first: *arrival,
+                    first: arrival.decoded,
+                    first_ns: arrival.timestamp_ns,
+                    first_clock: clock,
                     last_ns: arrival.timestamp_ns,
                     last_clock: clock,
                 },

@@ -392,20 +392,19 @@ impl<H: Hint> FlowTable<H> {
     fn add_pending(&mut self, place: u32, p: &Pending) {
         let mut flow = self.slab.flow(place);
         // The waiting parts carry no ports, which order the key only between equal addresses.
-        let (_, from_a) = FlowKey::of(&p.first.decoded.tuple);
+        let (_, from_a) = FlowKey::of(&p.first.tuple);
         let side = flow.hot.side(from_a);
-        let span = [p.first.timestamp_ns, p.last_ns];
+        let span = [p.first_ns, p.last_ns];
         flow.add(p.counts, side, span, p.last_clock, &self.timeouts);
     }
 
     /// Fragments whose first part never came: a flow without ports.
     fn orphan(&mut self, pending: Option<Pending>, sink: &mut impl EventSink) {
         let Some(mut p) = pending else { return };
-        let mut first = p.first;
+        let without = Decoded { wire_len: 0, ip_len: 0, ..p.first };
+        let mut first = Arrival::new(without, p.first_ns, p.first_clock);
         // It is not in this burst.
         first.frame = u32::MAX;
-        first.decoded.wire_len = 0;
-        first.decoded.ip_len = 0;
         // This counts the first of them, without its bytes.
         p.counts.packets -= 1;
         match self.packet(&first, sink) {
