@@ -81,6 +81,7 @@ api-fuzz: toolchain
 lint: toolchain
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) metadata --locked --manifest-path fuzz/Cargo.toml --format-version 1 >/dev/null
 
 toolchain:
 	@command -v $(CARGO) >/dev/null || { \
