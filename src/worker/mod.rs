@@ -438,11 +438,14 @@ impl Worker {
             let Some(arrival) = self.arrivals.get_mut(readable) else { break };
             match arrival.read(&frame) {
                 Ok(()) => {
-                    bytes += u64::from(frame.wire_len);
+                    let mut wire_len = frame.wire_len;
                     if let Some(d) = arrival.uncommon() {
+                        // Of a frame that was cut silently only the IP header tells the length.
+                        wire_len = d.wire_len;
                         truncated += u64::from(d.truncated);
                         lies += u64::from(d.length_lies);
                     }
+                    bytes += u64::from(wire_len);
                     arrival.timestamp_ns = stamp.timestamp_ns;
                     arrival.clock_ns = stamp.meta.clock_ns;
                     arrival.frame = number as u32;

@@ -101,8 +101,8 @@ impl Pair {
         child
     }
 
-    /// Sends a capture, and says how many frames came out at the other end: the kernel of a loaded
-    /// machine may lose some in between, where no receiver can see it.
+    /// Sends a capture, waits until it has arrived, and says how many frames came out at the other
+    /// end: the kernel of a loaded machine may lose some in between, where no receiver can see it.
     pub(crate) fn replay(&self, capture: &Path, loops: u32) -> u64 {
         let through = || -> u64 {
             let count = self.output("cat", &["/sys/class/net/sender/statistics/tx_packets"]);
@@ -114,6 +114,7 @@ impl Pair {
             "tcpreplay",
             &["-q", "--topspeed", "-l", &loops, "-i", "sender", capture.to_str().unwrap()],
         );
+        wait_until_delivered();
         through() - before
     }
 }
@@ -126,6 +127,20 @@ impl Drop for Pair {
 
 pub(crate) fn run(program: &str, args: &[&str]) -> bool {
     Command::new(program).args(args).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+}
+
+/// Waits until no processor has frames that were sent and that no interface has got yet: the kernel
+/// of a loaded machine hands them over later, by a thread of its own.
+fn wait_until_delivered() {
+    let waiting = || {
+        let table = fs::read_to_string("/proc/net/softnet_stat").unwrap();
+        // The twelfth column is the length of a processor's backlog; older kernels lack it.
+        table.lines().filter_map(|line| line.split(' ').nth(11)).any(|n| n != "00000000")
+    };
+    let deadline = Instant::now() + START;
+    while waiting() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Waits until a program has said something in its file `stderr`.
