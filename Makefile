@@ -4,7 +4,7 @@
 # make bench-check  instructions per packet against the committed figures (BLESS=--bless)
 # make soak   the journal under 200,000 power cuts and 1,000 kills, the spool under 2,000 cuts (hours)
 # make fuzz   the parsers under coverage-guided fuzzing, FUZZ_SECONDS=60 each (stable toolchain)
-# make install | uninstall   on this machine, with the systemd service (as root)
+# make install | uninstall   on this machine, with the systemd service (as root); DESTDIR=DIR below DIR
 # make deb    the Debian package, in target/deb
 # make vm-test  the package in a Debian guest under qemu: NIC, service, power cut, undo (minutes)
 # make api-fuzz  the API driven by its own description, API_EXAMPLES=50 for each path (schemathesis)

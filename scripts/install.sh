@@ -4,16 +4,20 @@
 #
 # Configuration files that are there are kept, new ones go beside them as .new. --undo gives cards and
 # hugepages back and leaves configuration and data.
+#
+# With DESTDIR=DIR the files go below that directory, to be packed, and nothing else is done.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+umask 022
 
 readonly MANIFEST=/usr/share/malakocut/installed
+readonly root=${DESTDIR-}
 
-[[ $EUID -eq 0 ]] || {
+[[ $EUID -eq 0 || -n $root ]] || {
 	echo "install.sh: must be run as root" >&2
 	exit 2
 }
-if [[ "$(dpkg-query -W -f '${Status}' malakocut 2>/dev/null)" == *" installed" ]]; then
+if [[ -z $root && "$(dpkg-query -W -f '${Status}' malakocut 2>/dev/null)" == *" installed" ]]; then
 	echo "install.sh: the Debian package is installed; use apt" >&2
 	exit 1
 fi
@@ -32,6 +36,10 @@ undo() {
 }
 
 if [[ ${1-} == --undo ]]; then
+	[[ -z $root ]] || {
+		echo "install.sh: --undo takes what is installed on this machine away: DESTDIR must not be set" >&2
+		exit 2
+	}
 	undo
 	exit
 fi
@@ -43,12 +51,15 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 scripts/stage.sh "$1" "$work"
 (cd "$work" && find etc -type f) | while read -r file; do
-	if [[ -e /$file ]] && ! cmp -s "/$file" "$work/$file"; then
+	if [[ -e $root/$file ]] && ! cmp -s "$root/$file" "$work/$file"; then
 		mv "$work/$file" "$work/$file.new"
-		echo "kept /$file; the new one is /$file.new"
+		echo "kept $root/$file; the new one is $root/$file.new"
 	fi
 done
-cp -a --no-preserve=ownership "$work/." /
-mkdir -p "${MANIFEST%/*}"
-(cd "$work" && find usr -type f | sed 's|^|/|') >"$MANIFEST"
-sh configs/debian/postinst configure
+# Directories that are there, the root above all, keep their modes: cp -a would give them those of
+# the staging area.
+mkdir -p "$root/"
+tar -C "$work" -cf - . | tar -C "$root/" --no-overwrite-dir --no-same-owner -xpf -
+mkdir -p "$root${MANIFEST%/*}"
+(cd "$work" && find usr -type f | sed 's|^|/|') >"$root$MANIFEST"
+[[ -n $root ]] || sh configs/debian/postinst configure

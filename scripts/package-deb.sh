@@ -3,6 +3,7 @@
 # usage: package-deb.sh BIN_DIR OUT_DIR [COMPRESSION]   (xz; none is quick)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+umask 022
 
 [[ $# -ge 2 ]] || {
 	echo "usage: ${0##*/} BIN_DIR OUT_DIR [COMPRESSION]" >&2

@@ -3,6 +3,7 @@
 # usage: stage.sh BIN_DIR DEST
 set -euo pipefail
 cd "$(dirname "$0")/.."
+umask 022
 
 [[ $# -eq 2 && -x $1/malakocut ]] || {
 	echo "usage: ${0##*/} BIN_DIR DEST (BIN_DIR holds the built programs)" >&2

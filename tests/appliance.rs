@@ -7,7 +7,8 @@ mod common;
 mod pair;
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -622,4 +623,41 @@ fn the_package_holds_everything_and_depends_on_the_drivers() {
     assert_eq!(conffiles, "/etc/default/malakocut\n/etc/malakocut/malakocut.toml\n");
     let version = ask(&["-f", &package, "Version"]);
     assert_eq!(version.trim(), env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn installing_leaves_the_modes_of_directories_and_edited_files_alone() {
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let shared = root.join("usr/share");
+    let edited = root.join("etc/malakocut/malakocut.toml");
+    for path in [&shared, edited.parent().unwrap()] {
+        fs::create_dir_all(path).unwrap();
+    }
+    fs::write(&edited, "# my own\n").unwrap();
+    fs::set_permissions(&root, Permissions::from_mode(0o751)).unwrap();
+    fs::set_permissions(&shared, Permissions::from_mode(0o711)).unwrap();
+    for _ in 0..2 {
+        // Who installs may have a umask that hides everything.
+        let script = project().join("scripts/install.sh");
+        let programs = Path::new(common::BINARY).parent().unwrap();
+        let done = output(
+            Command::new("sh")
+                .args(["-c", "umask 077; exec \"$0\" \"$1\""])
+                .args([&script, programs])
+                .env("DESTDIR", &root),
+        );
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert_eq!((mode(&root), mode(&shared)), (0o751, 0o711));
+        assert_eq!(fs::read_to_string(&edited).unwrap(), "# my own\n");
+        assert!(edited.with_extension("toml.new").exists());
+    }
+    let listed = fs::read_to_string(root.join("usr/share/malakocut/installed")).unwrap();
+    assert!(listed.lines().any(|l| l == "/usr/bin/malakocut"));
+    for file in listed.lines() {
+        let path = root.join(file.trim_start_matches('/'));
+        assert_eq!(mode(&path) & 0o444, 0o444, "{file}");
+        assert_eq!(mode(path.parent().unwrap()) & 0o111, 0o111, "{file}");
+    }
 }
