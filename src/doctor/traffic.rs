@@ -177,15 +177,24 @@ fn losses(facts: &Facts<'_>, out: &mut Vec<Finding>) {
         ));
     }
     let lag = facts.journal.map_or(0, |j| j.lag_ms);
-    if lost(Counter::JournalOverload) > 0 || lag > LAG_MS {
+    let behind = lost(Counter::JournalDiskBehind);
+    if behind > 0 || lag > LAG_MS {
         out.push(Finding::problem(
             "disk_slow",
             format!(
                 "the disk is slower than the wire: the journal lost {} packets and is {:.1} s behind",
-                lost(Counter::JournalOverload),
+                behind,
                 lag as f64 / 1000.0
             ),
             "journal less (pcap_filter, journal_cutoff in /etc/malakocut/malakocut.toml), or use a faster disk for data_dir",
+        ));
+    }
+    let not_taken = lost(Counter::JournalOverload).saturating_sub(behind);
+    if not_taken > 0 {
+        out.push(Finding::problem(
+            "journal_lcore_slow",
+            format!("the journal's lcore, the first of --lcores, was too slow for {not_taken} packets"),
+            "give it a processor of its own (malakocut-cli doctor says who shares it), or journal less (pcap_filter, journal_cutoff in /etc/malakocut/malakocut.toml)",
         ));
     }
 }
@@ -237,7 +246,11 @@ mod tests {
         assert_eq!(with(&[(Counter::KernelDrops, 1)]), ["drops"]);
         assert_eq!(with(&[(Counter::NicErrors, 1)]), ["nic_errors"]);
         assert_eq!(with(&[(Counter::JournalNoSpace, 1)]), ["disk_refuses"]);
-        assert_eq!(with(&[(Counter::JournalOverload, 1)]), ["disk_slow"]);
+        let overload =
+            |behind| [(Counter::JournalOverload, 2), (Counter::JournalDiskBehind, behind)];
+        assert_eq!(with(&overload(0)), ["journal_lcore_slow"]);
+        assert_eq!(with(&overload(1)), ["disk_slow", "journal_lcore_slow"]);
+        assert_eq!(with(&overload(2)), ["disk_slow"]);
         assert_eq!(names(&healthy, Some(false), 6000), ["link_down", "disk_slow"]);
         // Too little to tell.
         assert_eq!(names(&[(Counter::Looked, 20), (Counter::ToGroups, 20)], None, 0), [""; 0]);

@@ -241,6 +241,7 @@ impl Scribe {
             false => (GapReason::Overload, Counter::JournalOverload),
         };
         self.counters.add(counter, 1);
+        self.counters.add(Counter::JournalDiskBehind, u64::from(!refused));
         self.stage.dropped(reason, 1, ns, ns);
         true
     }

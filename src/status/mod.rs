@@ -113,13 +113,14 @@ counters! {
     NoBuffer, Drop, "no_buffer", "Lost since no packet buffer was free.";
     SteerFull, Drop, "worker_ring_full", "Lost since a worker's ring was full.";
     Unplaced, Drop, "unplaced", "Decoded, but no flow could take it: table and event ring full.";
-    JournalOverload, Drop, "journal_overload", "Not journaled since the journal's ring was full.";
+    JournalOverload, Drop, "journal_overload", "Not journaled since the journal's lcore or the disk was slower.";
     JournalNoSpace, Drop, "journal_no_space", "Not journaled since the disk refused.";
     JournalPackets, Journal, "packets", "Packets that are safe in the journal.";
     JournalBytes, Journal, "bytes", "Bytes of the journal's pcap files, as far as they are safe.";
     JournalSegments, Journal, "segments", "Files begun.";
     JournalFiltered, Journal, "filtered", "Packets that --pcap-filter leaves out of the journal.";
     JournalSilenced, Journal, "silenced", "Packets that the blocklist leaves out of the journal.";
+    JournalDiskBehind, Journal, "disk_behind", "Of drops.journal_overload, those lost since the disk was slower.";
     JournalCut, Journal, "cut", "Packets of which only headers are kept (--journal-cutoff).";
     JournalCutBytes, Journal, "cut_bytes", "Bytes that were cut off them.";
     Looked, Look, "packets", "Packets in the doctor's sample.";
