@@ -90,6 +90,9 @@ pub enum JournalError {
 /// Staging buffers, and bytes of each.
 const BUFFERS: usize = 64;
 const BUFFER: usize = 4 << 20;
+/// As many have their memory at the start, so that the first burst does not wait for the system to
+/// clear it; the others get theirs as they are filled.
+const BUFFERS_READY: usize = 4;
 /// A file is ended this long after its first packet.
 const ROTATE_AGE: Duration = Duration::from_secs(600);
 /// Flows of one segment: 64 bytes of memory each.
@@ -218,8 +221,12 @@ pub fn start(config: JournalConfig) -> Result<(Scribe, Handle), JournalError> {
     // Beside a note for each buffer there are the ends of segments and gaps.
     let (notes_tx, notes) = bounded(4 * BUFFERS);
     let (buffers, buffers_rx) = bounded(BUFFERS);
-    for _ in 0..BUFFERS {
-        let _ = buffers.send(Filler::new(BUFFER).map_err(JournalError::Memory)?);
+    for number in 0..BUFFERS {
+        let buffer = Filler::new(BUFFER).map_err(JournalError::Memory)?;
+        if number < BUFFERS_READY {
+            buffer.populate();
+        }
+        let _ = buffers.send(buffer);
     }
     let (builders, builders_rx) = bounded::<Box<IndexBuilder>>(2);
     let (seals, seals_rx) = unbounded();

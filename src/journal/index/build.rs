@@ -69,10 +69,22 @@ pub struct OpenIndex {
     block_count: AtomicU32,
 }
 
+/// Of each list as many words have their memory at once: the first burst must not wait for the system
+/// to clear it.
+const READY: usize = (2 << 20) / size_of::<AtomicU64>();
+
 fn zeroed(n: usize) -> Box<[AtomicU64]> {
     // Pages that the system gives when they are touched.
-    let list = bytemuck::allocation::zeroed_slice_box(n);
+    let list: Box<[AtomicU64]> = bytemuck::allocation::zeroed_slice_box(n);
     diskio::prefer_large_pages(&list);
+    diskio::populate(list.get(..READY).unwrap_or(&list));
+    list
+}
+
+/// The same for one that is read and written at random.
+fn zeroed_at_random(n: usize) -> Box<[AtomicU64]> {
+    let list = zeroed(n);
+    diskio::populate(&list);
     list
 }
 
@@ -94,7 +106,7 @@ impl OpenIndex {
             link,
             row_start: rows.as_ptr().align_offset(64).min(ROW - 1),
             rows,
-            table: zeroed((limits.flows * 2).next_power_of_two()),
+            table: zeroed_at_random((limits.flows * 2).next_power_of_two()),
             postings: zeroed(limits.packets),
             birth_flows: zeroed(limits.flows * 2),
             birth_ids: zeroed(limits.flows * 2),
